@@ -1,0 +1,107 @@
+"""What a person sees while a stage works: progress with ETA and log lines, all on stderr.
+
+One process shows one display; the CLI picks its mode. `rich` draws bars, `plain` prints a line every few seconds
+(for logs and pipes), `none` is silent but for warnings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+Mode = Literal["auto", "rich", "plain", "none"]
+PLAIN_EVERY = 5.0  # seconds between two lines of a plain progress report
+
+_mode: Mode = "auto"
+
+
+def set_mode(mode: Mode) -> None:
+    global _mode
+    _mode = mode
+
+
+def mode() -> Mode:
+    if _mode != "auto":
+        return _mode
+    return "rich" if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else "plain"
+
+
+def say(text: str) -> None:
+    """An information line."""
+    if mode() != "none":
+        _console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Something that went differently than asked; shown in every mode."""
+    _console().print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+_shared: Any = None
+
+
+def _console() -> Any:
+    global _shared
+    if _shared is None or _shared.file is not sys.stderr:
+        from rich.console import Console
+
+        _shared = Console(stderr=True)
+    return _shared
+
+
+class Task:
+    """Progress of one thing; `advance` is cheap enough for every step."""
+
+    def __init__(self, name: str, total: float, bar: Any = None) -> None:
+        self.name, self.total, self.done = name, total, 0.0
+        self._bar, self._start = bar, time.monotonic()
+        self._said = self._start
+        self._id = bar.add_task(name, total=total, note="") if bar else None
+
+    def advance(self, step: float = 1, **figures: Any) -> None:
+        """Move on by `step`; `figures` (loss=..., accuracy=...) are shown beside the bar."""
+        self.done += step
+        note = "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
+        if self._bar:
+            self._bar.update(self._id, completed=self.done, **({"note": note} if note else {}))
+        elif mode() == "plain":
+            now = time.monotonic()
+            if now - self._said >= PLAIN_EVERY:
+                self._said = now
+                left = (now - self._start) / max(self.done, 1e-9) * (self.total - self.done)
+                say(f"{self.name} {self.done:.0f}/{self.total:.0f}  eta {left:.0f} s  {note}".rstrip())
+
+
+@contextlib.contextmanager
+def task(name: str, total: float) -> Iterator[Task]:
+    """Show progress of `total` units under `name` while the block runs."""
+    if mode() != "rich":
+        item = Task(name, total)
+        yield item
+        if mode() == "plain":
+            say(f"{name} {item.done:.0f}/{total:.0f}  done in {time.monotonic() - item._start:.1f} s")
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<14}"),
+        BarColumn(30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=_console()) as bar:
+        yield Task(name, total, bar)

@@ -1,0 +1,32 @@
+"""One way to ask any model: the Generator protocol. Local weights, GGUF, and endpoints implement it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from danlu.records import Completion, Message
+from danlu.think import ThinkFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample: temperature 0 is greedy; `seed` and the row index fix every draw."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1  # completions of each prompt
+    seed: int = 0
+
+
+class Generator(Protocol):
+    """Something that answers chats. `generate` yields (index of the prompt, its completions) as they finish."""
+
+    name: str
+    think: ThinkFormat
+
+    def generate(
+        self, prompts: Sequence[Sequence[Message]], sampling: Sampling
+    ) -> Iterator[tuple[int, list[Completion]]]: ...

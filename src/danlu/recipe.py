@@ -1,0 +1,348 @@
+"""Recipe: what is intended. Strict pydantic models filled from YAML and `--set key=value` overrides.
+
+Unknown keys fail and name the nearest valid one. A recipe is frozen; defaults live here and nowhere else.
+Relative data paths are taken from the directory where the command runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from danlu.errors import DanluError
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BUILT_IN_REWARDS = ("xmlcount", "soft_format", "strict_format", "int", "correctness", "answer", "think_format", "stop")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(Section):
+    """The model to start from: a local directory, a hub id, `modelscope:ID`, or `tiny` (shipped)."""
+
+    id: str = "tiny"
+    revision: str | None = None
+    config: str | None = Field(None, description="config.json to build a model with random weights from (no download)")
+    tokenizer: str | None = Field(None, description="tokenizer directory or id, when it is not the model's")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    quantization: Literal["none", "nf4"] = "none"
+    think: Literal["auto", "think", "reasoning_answer", "none"] = Field(
+        "auto", description="reasoning format; auto asks the chat template"
+    )
+    trust_remote_code: bool = False
+
+
+class Source(Section):
+    """One place rows come from: a file, a hub id, `modelscope:ID` or `world:SPLIT` of the domain."""
+
+    path: str
+    split: str = "train"
+    subset: str | None = None
+    limit: int | None = Field(None, ge=1)
+    seed: int = 0
+    columns: dict[str, str] = Field(default_factory=dict, description="our name -> the file's column")
+
+
+def _as_source(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, (str, dict)) else value
+
+
+Sources = Annotated[list[Annotated[Source, BeforeValidator(_as_source)]], BeforeValidator(_as_list)]
+
+
+class Masking(Section):
+    """Domain terms replaced in training targets while batches are made; never in validation rows."""
+
+    probability: float = Field(0.1, ge=0, le=1, description="share of rows that are masked")
+    terms: tuple[int, int] = Field((1, 2), description="least and most terms masked in a row")
+    forms: list[Literal["mask", "category", "ellipsis"]] = ["mask", "category", "ellipsis"]
+
+
+class Data(Section):
+    train: Sources = []
+    valid: Sources = Field([], description="validation rows; empty: valid_fraction of the training rows")
+    valid_fraction: float = Field(0.0, ge=0, lt=1)
+    shuffle_seed: int = 42
+    system: str | None = Field(None, description="system prompt put before rows that have none")
+    max_length: int = Field(2048, ge=8, description="tokens of prompt + completion")
+    overlong: Literal["drop", "error"] = "drop"
+    on_bad_row: Literal["error", "skip"] = "error"
+    masking: Masking | None = None
+
+
+class Lora(Section):
+    r: int = Field(16, ge=1)
+    alpha: float = 32
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] = list(ALL_LINEAR)
+    modules_to_save: list[str] = []
+    rslora: bool = False
+
+
+class Optimizer(Section):
+    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    lr: float = Field(2e-4, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: float = Field(0.03, ge=0, le=1, description="share of all steps")
+
+
+class Training(Section):
+    method: Literal["lora", "full"] = "lora"
+    lora: Lora = Lora()
+    optimizer: Optimizer = Optimizer()
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    gradient_checkpointing: bool = False
+    eval_every: int = Field(0, ge=0, description="steps; 0: at the end only")
+    save_every: int = Field(0, ge=0, description="steps; 0: when interrupted and at the end only")
+    keep_last: int = Field(2, ge=1)
+    track: list[Literal["tensorboard", "wandb", "swanlab", "trackio", "mlflow"]] = []
+
+
+class Sft(Training):
+    batch_size: int = Field(4, ge=1, description="rows of a micro-batch")
+    accumulation: int = Field(4, ge=1)
+    epochs: float = Field(1, gt=0)
+    steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
+    keep_best: bool = Field(True, description="deliver the adapter with the lowest eval loss")
+
+
+class RewardSpec(Section):
+    name: Literal[BUILT_IN_REWARDS]  # type: ignore[valid-type]
+    weight: float = 1.0
+
+
+def _as_reward(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Grpo(Training):
+    data: Sources = Field([], description="rows with a gold answer; empty: data.train")
+    prompts: int = Field(8, ge=1, description="prompts (groups) of a step")
+    group: int = Field(8, ge=2, description="completions of a prompt")
+    steps: int = Field(100, ge=1)
+    max_prompt: int = Field(512, ge=1)
+    max_completion: int = Field(512, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    iterations: int = Field(1, ge=1, description="updates on the same rollouts")
+    clip_low: float = Field(0.2, gt=0)
+    clip_high: float = Field(0.2, gt=0)
+    kl: float = Field(0.0, ge=0, description="weight of the k3 KL to the adapter-off reference")
+    scale_rewards: bool = Field(True, description="divide advantages by the group's standard deviation")
+    mask_truncated: bool = True
+    micro_batch: int = Field(32, ge=1, description="completions of a forward/backward")
+    rewards: list[Annotated[RewardSpec, BeforeValidator(_as_reward)]] = [
+        RewardSpec(name="answer"),
+        RewardSpec(name="think_format", weight=0.1),
+    ]
+
+
+class Benchmark(Section):
+    """Held-out questions: `path` as in data sources."""
+
+    name: str
+    path: str
+    split: str = "test"
+    subset: str | None = None
+    limit: int | None = Field(None, ge=1)
+    seed: int = 0
+    columns: dict[str, str] = {}
+
+
+class Eval(Section):
+    benchmarks: list[Benchmark] = []
+    system: str | None = None
+    max_tokens: int = Field(1024, ge=1)
+    temperature: float = Field(0.0, ge=0, description="0: greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    samples: int = Field(1, ge=1, description="completions of a question; more than one needs a temperature")
+    batch: int = Field(64, ge=1)
+    seed: int = 0
+
+
+class Export(Section):
+    quant: Literal["f32", "f16", "bf16", "q8_0"] = "q8_0"
+    num_ctx: int = Field(4096, ge=64)
+    temperature: float = Field(0.6, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    system: str | None = None
+
+
+class Recipe(Section):
+    name: str
+    description: str = ""
+    domain: str = "medical"
+    seed: int = 42
+    stages: list[Literal["sft", "grpo", "eval", "export"]] = ["sft", "eval", "export"]
+    model: Model = Model()
+    data: Data = Data()
+    sft: Sft = Sft()
+    grpo: Grpo = Grpo()
+    eval: Eval = Eval()
+    export: Export = Export()
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Recipe:
+        if self.eval.samples > 1 and self.eval.temperature == 0:
+            raise ValueError("eval.samples > 1 needs eval.temperature > 0")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain JSON values, defaults filled in."""
+        return self.model_dump(mode="json")
+
+
+# ---- loading
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of the recipes inside the package."""
+    folder = Path(str(resources.files("danlu") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The file of a recipe given by path or by shipped name; DanluError naming the nearest."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    known = shipped()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(Path(name).stem, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "list the shipped recipes with: danlu recipes"
+    raise DanluError(f"no recipe {name!r} (neither a file nor a shipped name)", hint)
+
+
+def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe by path or shipped name and apply `key.path=value` overrides (values are YAML)."""
+    path = find(name)
+    return parse(path.read_text(encoding="utf-8-sig", errors="strict"), overrides, origin=str(path))
+
+
+def parse(text: str, overrides: list[str] | tuple[str, ...] = (), origin: str = "recipe") -> Recipe:
+    """Recipe from YAML text; DanluError (exit 2) with the key, the reason and the nearest valid key."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise DanluError(
+            f"{origin}{where} is not YAML: {getattr(error, 'problem', error)}", "check the indentation"
+        ) from None
+    if not isinstance(values, dict):
+        raise DanluError(f"{origin} is not a mapping of keys", "a recipe starts with `name: ...`")
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _explained(error, origin) from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, raw = override.partition("=")
+    if not equals or not key:
+        raise DanluError(f"--set {override!r} is not key=value", "example: --set sft.optimizer.lr=1e-4")
+    node: Any = values
+    parts = key.split(".")
+    for part in parts[:-1]:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+            continue
+        if not isinstance(node, dict):
+            raise DanluError(f"--set {key}: {part!r} is not inside a mapping", "see the resolved keys with --dry-run")
+        if not isinstance(node.get(part), (dict, list)):
+            node[part] = {}
+        node = node[part]
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        value = raw
+    if isinstance(value, str) and _is_float(value):  # YAML 1.1 reads 1e-4 as text
+        value = float(value)
+    if isinstance(node, list):
+        if not parts[-1].isdigit() or int(parts[-1]) >= len(node):
+            raise DanluError(f"--set {key}: no item {parts[-1]!r}", f"the list has {len(node)} items, counted from 0")
+        node[int(parts[-1])] = value
+    else:
+        node[parts[-1]] = value
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _explained(error: ValidationError, origin: str) -> DanluError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        valid = list(_fields_at(first["loc"][:-1]))
+        key = str(first["loc"][-1])
+        prefix = where.rpartition(".")[0]
+        moved = [full for full in all_keys() if full.endswith(f".{key}")]
+        moved.sort(key=lambda full: not full.startswith(f"{prefix}."))
+        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
+        named = moved[0] if moved else f"{prefix}.{near[0]}".lstrip(".") if near else ""
+        hint = f"did you mean {named}?" if named else f"valid keys there: {', '.join(valid)}"
+        return DanluError(f"{origin}: unknown key {where}", hint)
+    if first["type"] == "missing":
+        return DanluError(f"{origin}: {where} is missing", f"add {where}: ...")
+    message = first["msg"].removeprefix("Value error, ")
+    return DanluError(f"{origin}: {where or 'recipe'}: {message}", f"got {first.get('input')!r:.80}" if where else "")
+
+
+def _fields_at(loc: tuple[Any, ...]) -> dict[str, Any]:
+    model: Any = Recipe
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        model = _section_of(model.model_fields[part].annotation)
+    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
+
+
+def _section_of(annotation: Any) -> Any:
+    """The Section inside Optional / list / Annotated, or the annotation itself."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _section_of(inner)
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            return found
+    return annotation
+
+
+def all_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted key of a recipe."""
+    keys = []
+    for name, info in section.model_fields.items():
+        inner = _section_of(info.annotation)
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and "list" not in str(info.annotation):
+            keys += all_keys(inner, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def runs_root() -> Path:
+    """Where runs live: $DANLU_RUNS or ./runs."""
+    return Path(os.environ.get("DANLU_RUNS", "runs"))

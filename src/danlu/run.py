@@ -1,0 +1,321 @@
+"""Run: the directory that is the only interface between stages.
+
+    runs/NAME/
+      recipe.yaml    as written                 metrics.jsonl   appended, one object a line
+      config.json    fully resolved             samples.jsonl   what the model wrote
+      run.json       status, lineage, versions  checkpoints/    to resume
+      artifact/      what the stage delivers
+
+run.json is replaced atomically; a checkpoint or an artifact counts only once its staged directory was
+renamed into place. Not covered: two processes writing one run (the second is refused by the lock file).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from danlu.errors import DanluError, Stopped
+
+SCHEMA_VERSION = 1
+PACKAGES = ("danlu", "torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "xllamacpp", "gguf")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with staged.open("w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staged, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; DanluError names the file when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DanluError(f"{path} does not exist") from None
+    except (ValueError, OSError) as error:
+        raise DanluError(f"{path} cannot be read as JSON: {error}", "the file may be half-written") from None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file we wrote; a torn last line (killed while appending) is dropped."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number == len(lines):  # no newline after it: the write was cut
+                continue
+            raise DanluError(
+                f"{path} line {number} is not JSON", "the file was edited or the disk is damaged"
+            ) from None
+    return rows
+
+
+def digest(value: Any) -> str:
+    """Short stable hash of a JSON-like value."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differing_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """Dotted keys under which two resolved configs differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = sorted(set(a) | set(b))
+        return [k for key in keys for k in differing_keys(a.get(key), b.get(key), f"{prefix}{key}.")]
+    return [] if a == b else [prefix.rstrip(".")]
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit of the user's working directory, if it is a git checkout."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _hardware() -> dict[str, Any]:
+    info: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()}
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        info["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    torch = sys.modules.get("torch")  # never imported for this alone
+    if torch is not None and torch.cuda.is_available():
+        info["cuda"] = torch.cuda.get_device_name(0)
+    return info
+
+
+class Run:
+    """A run directory. Make one with `create`, find one with `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # ---- making and finding
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        stage: str,
+        config: dict[str, Any],
+        *,
+        recipe_text: str = "",
+        parents: list[str] | None = None,
+        seed: int = 0,
+        resume: bool = False,
+    ) -> Run:
+        """Start (or, with `resume`, continue) the run at `path`.
+
+        Raises DanluError for a used directory without `resume`, or when the config to resume differs.
+        """
+        run = cls(path)
+        if run._file.exists():
+            if not resume:
+                raise DanluError(
+                    f"{path} already holds a {run.info().get('stage', '?')} run",
+                    f"continue it with --resume, choose another --name, or remove {path}",
+                )
+            differ = differing_keys(run.config(), config)
+            if differ:
+                raise DanluError(
+                    f"cannot resume {path}: the recipe changed in {', '.join(differ[:5])}",
+                    "undo the change, or start a new run with another --name",
+                )
+            if run.info()["status"] == "done":
+                raise DanluError(f"{path} is already done", "nothing to resume; start a new run with another --name")
+            run._update(status="started", error=None, resumed=run.info().get("resumed", 0) + 1)
+            return run
+        if path.exists() and any(path.iterdir()):
+            raise DanluError(f"{path} exists and is not a Danlu run", "choose another --name or an empty directory")
+        path.mkdir(parents=True, exist_ok=True)
+        if recipe_text:
+            (path / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
+        write_json(path / "config.json", config)
+        write_json(
+            run._file,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "name": path.name,
+                "stage": stage,
+                "status": "started",
+                "created": time.time(),
+                "parents": parents or [],
+                "seed": seed,
+                "config_digest": digest(config),
+                "packages": _versions(),
+                "git": _git_state(),
+                "hardware": _hardware(),
+                "error": None,
+                "results": {},
+            },
+        )
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """An existing run; DanluError (with the runs that are there) if `path` is none."""
+        path = Path(path)
+        if not (path / "run.json").is_file():
+            found = [run.path.name for run in list_runs(path.parent)][:5] if path.parent.is_dir() else []
+            near = f"runs there: {', '.join(found)}" if found else "list runs with: danlu ls"
+            raise DanluError(f"{path} is not a run", near)
+        return cls(path)
+
+    # ---- state
+
+    @property
+    def _file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def artifact(self) -> Path:
+        return self.path / "artifact"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def info(self) -> dict[str, Any]:
+        return read_json(self._file)
+
+    def config(self) -> dict[str, Any]:
+        return read_json(self.path / "config.json")
+
+    def _update(self, **fields: Any) -> None:
+        write_json(self._file, {**self.info(), **fields})
+
+    def record(self, **results: Any) -> None:
+        """Add facts about what happened (data hash, final loss, accuracy) to run.json `results`."""
+        self._update(results={**self.info().get("results", {}), **results})
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one object to metrics.jsonl."""
+        self._append("metrics.jsonl", [row])
+
+    def write_samples(self, rows: list[dict[str, Any]]) -> None:
+        """Append what the model wrote to samples.jsonl."""
+        self._append("samples.jsonl", rows)
+
+    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.path / "metrics.jsonl")
+
+    def samples(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.path / "samples.jsonl")
+
+    def truncate(self, name: str, keep: Any) -> None:
+        """Rewrite a .jsonl with only the rows for which `keep(row)` holds (used when resuming)."""
+        path = self.path / name
+        rows = read_jsonl(path)
+        staged = path.with_suffix(".tmp")
+        staged.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows if keep(r)), "utf-8")
+        os.replace(staged, path)
+
+    # ---- life
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[Run]:
+        """Record how the block ended: done, stopped (resumable) or failed with its error."""
+        started = time.time()
+        lock = self.path / "lock"
+        try:
+            with lock.open("x") as file:
+                file.write(str(os.getpid()))
+        except FileExistsError:
+            if _alive(lock):
+                raise DanluError(f"{self.path} is in use by process {lock.read_text()}", "wait for it to end") from None
+            lock.write_text(str(os.getpid()))
+        try:
+            yield self
+        except (KeyboardInterrupt, Stopped):
+            self._ended("stopped", started, None)
+            raise
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # a full disk must not hide the first error
+                self._ended("failed", started, f"{type(error).__name__}: {error}")
+            raise
+        else:
+            self._ended("done", started, None)
+        finally:
+            lock.unlink(missing_ok=True)
+
+    def _ended(self, status: str, started: float, error: str | None) -> None:
+        seconds = self.info().get("seconds", 0.0) + time.time() - started
+        self._update(status=status, error=error, seconds=round(seconds, 3), ended=time.time())
+
+    @contextlib.contextmanager
+    def delivering(self, name: str = "artifact") -> Iterator[Path]:
+        """Stage a directory and rename it to `name` only when the block succeeded."""
+        staged = self.path / f".{name}.staged"
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        try:
+            yield staged
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        target = self.path / name
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(staged, target)
+
+
+def _alive(lock: Path) -> bool:
+    try:
+        pid = int(lock.read_text() or "0")
+        os.kill(pid, 0)
+    except (ValueError, OSError):
+        return False
+    return pid != os.getpid()
+
+
+def list_runs(root: Path) -> list[Run]:
+    """Runs directly under `root`, oldest first."""
+    if not root.is_dir():
+        return []
+    runs = [Run(path.parent) for path in root.glob("*/run.json")]
+    return sorted(runs, key=lambda run: run.info().get("created", 0))
