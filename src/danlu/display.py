@@ -105,3 +105,12 @@ def task(name: str, total: float) -> Iterator[Task]:
     )
     with Progress(*columns, console=_console()) as bar:
         yield Task(name, total, bar)
+
+
+def failure(what: str, hint: str = "") -> None:
+    """The two lines that a user sees of an error; shown in every mode, rich not needed."""
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    error, tip, end = ("\033[1;31m", "\033[1;36m", "\033[0m") if colour else ("", "", "")
+    what, hint = (" ".join(text.splitlines()) for text in (what, hint))
+    sys.stderr.write(f"{error}error:{end} {what}\n" + (f"{tip}hint:{end} {hint}\n" if hint else ""))
+    sys.stderr.flush()

@@ -198,6 +198,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _coherent(self) -> Recipe:
+        if len(set(self.stages)) < len(self.stages):
+            raise ValueError("a stage may be listed once")
         if self.eval.samples > 1 and self.eval.temperature == 0:
             raise ValueError("eval.samples > 1 needs eval.temperature > 0")
         return self

@@ -161,6 +161,9 @@ class Run:
                 )
             if run.info()["status"] == "done":
                 raise DanluError(f"{path} is already done", "nothing to resume; start a new run with another --name")
+            run._refuse_if_in_use()
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                _drop_torn_tail(path / name)
             run._update(status="started", error=None, resumed=run.info().get("resumed", 0) + 1)
             return run
         if path.exists() and any(path.iterdir()):
@@ -223,6 +226,16 @@ class Run:
     def config(self) -> dict[str, Any]:
         return read_json(self.path / "config.json")
 
+    def state(self) -> str:
+        """The status, or "died" where it says started but the process is gone."""
+        status = self.info()["status"]
+        return "died" if status == "started" and not _alive(self.path / "lock", also_self=True) else status
+
+    def _refuse_if_in_use(self) -> None:
+        if _alive(self.path / "lock"):
+            pid = (self.path / "lock").read_text()
+            raise DanluError(f"{self.path} is in use by process {pid}", "wait for it to end, or stop it")
+
     def _update(self, **fields: Any) -> None:
         write_json(self._file, {**self.info(), **fields})
 
@@ -267,8 +280,7 @@ class Run:
             with lock.open("x") as file:
                 file.write(str(os.getpid()))
         except FileExistsError:
-            if _alive(lock):
-                raise DanluError(f"{self.path} is in use by process {lock.read_text()}", "wait for it to end") from None
+            self._refuse_if_in_use()
             lock.write_text(str(os.getpid()))
         try:
             yield self
@@ -304,18 +316,35 @@ class Run:
         os.replace(staged, target)
 
 
-def _alive(lock: Path) -> bool:
+def _alive(lock: Path, also_self: bool = False) -> bool:
+    """Whether the process that wrote the lock still runs; our own counts only if asked for."""
     try:
-        pid = int(lock.read_text() or "0")
+        pid = int(lock.read_text())
+        if pid <= 0:  # kill(0) would ask about our own group
+            return False
         os.kill(pid, 0)
+    except PermissionError:  # it runs, as another user
+        return True
     except (ValueError, OSError):
         return False
-    return pid != os.getpid()
+    return also_self or pid != os.getpid()
+
+
+def _drop_torn_tail(path: Path) -> None:
+    """Cut a half-written last line off, so that the next append starts on a line of its own."""
+    if path.exists():
+        rows = path.read_bytes()
+        if rows and not rows.endswith(b"\n"):
+            os.truncate(path, rows.rfind(b"\n") + 1)
 
 
 def list_runs(root: Path) -> list[Run]:
-    """Runs directly under `root`, oldest first."""
-    if not root.is_dir():
-        return []
-    runs = [Run(path.parent) for path in root.glob("*/run.json")]
-    return sorted(runs, key=lambda run: run.info().get("created", 0))
+    """Runs directly under `root`, oldest first; one with an unreadable run.json is still listed."""
+
+    def created(run: Run) -> float:
+        try:
+            return float(run.info()["created"])
+        except (DanluError, KeyError, TypeError, ValueError):
+            return 0.0
+
+    return sorted((Run(path.parent) for path in root.glob("*/run.json")), key=lambda run: (created(run), run.name))

@@ -1,0 +1,74 @@
+"""The command line. `main` turns every ending into an exit code and at most two lines on stderr.
+
+Exit codes: 0 done; 1 a bug, or a check that found something wrong; 2 a problem the user can act on (also wrong
+usage); 130 Ctrl-C and 143 SIGTERM, after the stage saved what it could. `-v` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import threading
+import traceback
+from types import FrameType
+from typing import Any
+
+from danlu.errors import DanluError, Stopped
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    args = sys.argv[1:] if argv is None else argv
+    verbose = "-v" in args or "--verbose" in args
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
+    from typer.main import get_command
+
+    from danlu.cli.app import app
+
+    try:
+        code = get_command(app).main(args=list(args), prog_name="danlu", standalone_mode=False)
+    except DanluError as error:
+        return _fail(error.message, error.hint, error.exit_code, verbose)
+    except KeyboardInterrupt:
+        return _fail("interrupted", "", 130, verbose)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # wrong usage, found by typer (its class moved between versions)
+            return _fail(*_usage(error), 2, verbose=False)
+        what = f"{type(error).__name__}: {error}".rstrip(": ").replace("\n", " ")
+        hint = "this is a bug, please report it" if verbose else "this is a bug, run again with -v"
+        return _fail(what, hint, 1, verbose)
+    if code == 130:  # typer has swallowed the KeyboardInterrupt
+        return _fail("interrupted", "", 130, verbose=False)
+    return code if isinstance(code, int) else 0
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM outside a stage that saves by itself: end like Ctrl-C, with its own code."""
+    raise Stopped("stopped by SIGTERM", "a stage goes on with --resume", exit_code=143)
+
+
+def _fail(what: str, hint: str, code: int, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    from danlu.display import failure
+
+    failure(what, hint)
+    return code
+
+
+def _usage(error: Any) -> tuple[str, str]:
+    """What and hint of a usage error; the suggestion that typer puts into its message becomes the hint."""
+    message = " ".join(error.format_message().split())
+    told = re.search(r"\s*\(?(?:Did you mean|Possible options:)\s*(.+?)[?)]*$", message)
+    if told:
+        near = told.group(1).replace("'", "").split(",")[0].strip()
+        return _lower(message[: told.start()].rstrip(". ")), f"did you mean {near}?"
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "danlu"
+    return _lower(message.rstrip(".")), f"{command} --help shows what it takes"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

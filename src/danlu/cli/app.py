@@ -1,0 +1,257 @@
+"""Every command: its arguments, its help, and one call into the function that does it.
+
+Bodies import what they need when they run, so that `danlu --help` costs typer and nothing else. Help is plain text
+(no rich panels): it starts faster and reads the same in a pipe.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+class Display(StrEnum):
+    auto = "auto"
+    rich = "rich"
+    plain = "plain"
+    none = "none"
+
+
+def _set_display(value: Display) -> Display:
+    from danlu import display
+
+    display.set_mode(value.value)
+    return value
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from danlu import __version__
+
+        typer.echo(f"danlu {__version__}")
+        raise typer.Exit
+
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .yaml file or a shipped name (danlu recipes).")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: its name (danlu ls) or its directory.")]
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="A run, a model directory or hub id, or a .gguf file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, e.g. sft.optimizer.lr=1e-4."),
+]
+Start = Annotated[str | None, typer.Option("--from", metavar="RUN|MODEL", help="Start from this run or model.")]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the run; default: RECIPE-STAGE.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run under the same recipe.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan; write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show the traceback of an error.")]
+DisplayMode = Annotated[Display, typer.Option("--display", callback=_set_display, help="How progress is shown.")]
+
+
+@app.callback(invoke_without_command=True, epilog="Start with: danlu demo")
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,  # noqa: ARG001
+) -> None:
+    """Tune an open LLM into a specialist, prove that it got better, ship it."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(epilog="Example: danlu demo --seed 1")
+def demo(
+    seed: Annotated[int, typer.Option(help="Fixes data, training and sampling.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Where its runs go; default: runs/demo.")] = None,
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    display: DisplayMode = Display.auto,  # noqa: ARG001
+) -> None:
+    """The whole way with a tiny model, on a CPU.
+
+    Base, SFT, GRPO, a verdict between each, and a checked GGUF.
+    """
+    from danlu.cli.readers import show_demo
+
+    show_demo(seed, out, json)
+
+
+def _stage(name: str, summary: str, example: str) -> None:
+    """Declare one of the commands that run stages; they all take the same options."""
+
+    def command(
+        recipe: RecipeName,
+        set_: Set = None,
+        start: Start = None,
+        run_name: Name = None,
+        resume: Resume = False,
+        dry_run: DryRun = False,
+        json: Json = False,
+        verbose: Verbose = False,  # noqa: ARG001
+        display: DisplayMode = Display.auto,  # noqa: ARG001
+    ) -> None:
+        from danlu.cli.stages import command as run_command
+
+        run_command(
+            name,
+            recipe,
+            overrides=set_ or [],
+            start=start,
+            run_name=run_name,
+            resume=resume,
+            dry_run=dry_run,
+            as_json=json,
+        )
+
+    app.command(name, help=summary, epilog=f"Example: {example}")(command)
+
+
+@app.command(epilog="Example: danlu recipes")
+def recipes(json: Json = False, verbose: Verbose = False) -> None:  # noqa: ARG001
+    """List the shipped recipes."""
+    from danlu.cli.readers import show_recipes
+
+    show_recipes(json)
+
+
+@app.command(epilog="Example: danlu new clinic --recipe qwen3-1.7b-medical-qlora-v2")
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the recipe; it is written to ./NAME.yaml.")],
+    recipe: Annotated[str, typer.Option("--recipe", help="The shipped recipe to copy.")] = "demo",
+    verbose: Verbose = False,  # noqa: ARG001
+) -> None:
+    """Copy a shipped recipe into ./NAME.yaml."""
+    from danlu.cli.readers import new_recipe
+
+    typer.echo(new_recipe(name, recipe))
+
+
+@app.command(epilog="Example: danlu doctor")
+def doctor(json: Json = False, verbose: Verbose = False) -> None:  # noqa: ARG001
+    """Say what this machine can do and what is missing.
+
+    Exit 1 if something that the default path needs is broken.
+    """
+    from danlu.cli.doctor import show_doctor
+
+    raise typer.Exit(show_doctor(json))
+
+
+_stage(
+    "run",
+    "Run a recipe's stages in order; compare before and after.",
+    "danlu run demo --name first",
+)
+_stage("sft", "Supervised fine-tuning.", "danlu sft qwen3-1.7b-medical-qlora-v2 --set sft.epochs=1")
+_stage("grpo", "Reinforcement learning from verified answers.", "danlu grpo demo --from demo-sft")
+_stage("eval", "Answer the recipe's benchmarks (default: the base).", "danlu eval demo --from demo-sft")
+
+
+@app.command(epilog="Example: danlu compare demo-eval-base demo-eval")
+def compare(
+    base: Annotated[str, typer.Argument(metavar="A", help="The eval before: a run or a score file.")],
+    tuned: Annotated[str, typer.Argument(metavar="B", help="The eval after.")],
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+) -> None:
+    """The verdict of B against A on the same questions.
+
+    Better, worse, mixed, or cannot tell, with paired statistics for each benchmark.
+    """
+    from danlu.cli.readers import show_compare
+
+    show_compare(base, tuned, json)
+
+
+@app.command(epilog="Example: danlu merge demo-sft --out merged")
+def merge(
+    run: RunName,
+    out: Annotated[Path | None, typer.Option(help="New directory for the model; default: RUN/merged.")] = None,
+    verbose: Verbose = False,  # noqa: ARG001
+    display: DisplayMode = Display.auto,  # noqa: ARG001
+) -> None:
+    """Merge the adapter of a run into its base model."""
+    from danlu.cli.stages import merge_run
+
+    typer.echo(merge_run(run, out))
+
+
+_stage("export", "Write a GGUF and an Ollama Modelfile, and check them.", "danlu export demo --from R")
+
+
+@app.command(epilog="Example: danlu verify demo-export")
+def verify(
+    export: Annotated[str, typer.Argument(metavar="EXPORT", help="An export run, or the directory of its artifact.")],
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    display: DisplayMode = Display.auto,  # noqa: ARG001
+) -> None:
+    """Check an export against the model it came from.
+
+    Logits, tokens, rendered prompts and stops; exit 1 if a check fails.
+    """
+    from danlu.cli.readers import show_verify
+
+    raise typer.Exit(show_verify(export, json))
+
+
+@app.command(epilog='Example: danlu chat demo-sft --once "发热三天，咳嗽，该做什么检查？"')
+def chat(
+    target: Target,
+    system: Annotated[str | None, typer.Option(help="System prompt; default: the one of the run's recipe.")] = None,
+    once: Annotated[str | None, typer.Option(metavar="QUESTION", help="Ask this one question and end.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.6,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Fixes the draws.")] = 0,
+    verbose: Verbose = False,  # noqa: ARG001
+    display: DisplayMode = Display.auto,  # noqa: ARG001
+) -> None:
+    """Talk to a model, or answer one question from stdin."""
+    from danlu.cli.chat import chat as talk
+
+    talk(target, system=system, once=once, temperature=temperature, max_tokens=max_tokens, seed=seed)
+
+
+@app.command(epilog="Example: danlu ls --json")
+def ls(
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+) -> None:
+    """List the runs in ./runs (or $DANLU_RUNS), oldest first."""
+    from danlu.cli.readers import show_runs
+
+    show_runs(json)
+
+
+@app.command(epilog="Example: danlu show demo-sft")
+def show(run: RunName, json: Json = False, verbose: Verbose = False) -> None:  # noqa: ARG001
+    """One run: status, results, last metrics, lineage."""
+    from danlu.cli.readers import show_run
+
+    show_run(run, json)
+
+
+@app.command(epilog="Example: danlu plot demo-sft demo-grpo")
+def plot(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, by name or directory.")],
+    verbose: Verbose = False,  # noqa: ARG001
+) -> None:
+    """Draw the curves of runs as PNG files."""
+    from danlu.cli.stages import plot_runs
+
+    for path in plot_runs(runs):
+        typer.echo(path)
+
+
+def commands() -> dict[str, Any]:
+    """Name -> click command, for tests and generated docs."""
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined]

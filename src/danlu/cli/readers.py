@@ -1,0 +1,277 @@
+"""Commands that read: listings, details, verdicts. Data goes to stdout, as text for people or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from danlu.cli.stages import delivered, find_run, open_run
+from danlu.errors import DanluError
+from danlu.recipe import load, runs_root, shipped
+from danlu.run import Run, list_runs, write_json
+
+# the number that stands for a run in `danlu ls`: the first of these in its results
+KEY_NUMBERS = ("accuracy", "reward", "eval_loss", "best_eval_loss", "valid_loss", "loss", "train_loss", "ok")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: rich on a terminal, tab-aligned text elsewhere."""
+    import sys
+
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        drawn = Table(*head, box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            drawn.add_row(*row)
+        Console(markup=False).print(drawn)
+        return
+    widths = [max(len(row[at]) for row in [head, *rows]) for at in range(len(head))]
+    for row in [head, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, default=str))
+
+
+# ---- recipes
+
+
+def show_recipes(as_json: bool) -> None:
+    rows: list[dict[str, Any]] = []
+    for name, path in shipped().items():
+        recipe = load(str(path))
+        rows.append(
+            {
+                "name": name,
+                "model": recipe.model.id,
+                "stages": list(recipe.stages),
+                "description": recipe.description,
+                "path": str(path),
+            }
+        )
+    if as_json:
+        print_json({"recipes": rows})
+        return
+    table(
+        ("NAME", "MODEL", "STAGES", "WHAT"),
+        [(r["name"], r["model"], " ".join(r["stages"]), r["description"]) for r in rows],
+    )
+
+
+def new_recipe(name: str, source: str) -> Path:
+    """Copy the shipped recipe `source` to ./NAME.yaml under the new name, comments and all."""
+    name = name.removesuffix(".yaml")
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise DanluError(f"{name!r} is not a recipe name", "use letters, digits, dot, dash and underscore")
+    known = shipped()
+    if source not in known:
+        raise DanluError(f"no shipped recipe {source!r}", f"shipped: {', '.join(known) or 'none'}")
+    target = Path(f"{name}.yaml")
+    text = re.sub(r"(?m)^name:.*$", lambda _: f"name: {name}", known[source].read_text(encoding="utf-8"), count=1)
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise DanluError(f"{target} exists", "choose another name or remove it") from None
+    return target
+
+
+# ---- runs
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+    """One line of `danlu ls`."""
+    try:
+        info = run.info()
+        state = run.state()
+    except (DanluError, KeyError):
+        return {"name": run.name, "stage": "?", "status": "unreadable", "key": None, "value": None}
+    results = info.get("results", {})
+    key = next((key for key in KEY_NUMBERS if isinstance(results.get(key), int | float)), None)
+    return {
+        "name": run.name,
+        "stage": info.get("stage"),
+        "status": state,
+        "key": key,
+        "value": results.get(key) if key else None,
+        "created": info.get("created"),
+        "seconds": info.get("seconds"),
+        "parents": info.get("parents", []),
+        "path": str(run.path),
+    }
+
+
+def show_runs(as_json: bool) -> None:
+    rows = [describe_run(run) for run in list_runs(runs_root())]
+    if as_json:
+        print_json({"root": str(runs_root()), "runs": rows})
+        return
+    if not rows:
+        print(f"no runs in {runs_root()} yet")
+        return
+    now = time.time()
+    cells = []
+    for row in rows:
+        value = row["value"]
+        number = f"{row['key']} {value:.4g}" if row["key"] else ""
+        age = f"{duration(now - row['created'])} ago" if row.get("created") else ""
+        cells.append((row["name"], row["stage"] or "", row["status"], number, age, duration(row.get("seconds"))))
+    table(("NAME", "STAGE", "STATUS", "RESULT", "STARTED", "TOOK"), cells)
+
+
+def duration(seconds: float | None) -> str:
+    """7.2 -> "7 s", 4000 -> "1.1 h"."""
+    if seconds is None:
+        return ""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def lineage(run: Run) -> list[str]:
+    """The run's ancestors, nearest first; ends at a model, or at a run that is gone."""
+    found: list[str] = []
+    waiting = list(run.info().get("parents", []))
+    while waiting:
+        parent = waiting.pop(0)
+        if parent in found:
+            continue
+        found.append(parent)
+        above = find_run(parent)
+        waiting += above.info().get("parents", []) if above else []
+    return found
+
+
+def show_run(name: str, as_json: bool) -> None:
+    run = open_run(name)
+    info = run.info()
+    metrics = run.metrics()
+    facts = {
+        **info,
+        "status": run.state(),
+        "path": str(run.path),
+        "artifact": str(delivered(run)),
+        "lineage": lineage(run),
+        "metrics_rows": len(metrics),
+        "last_metrics": metrics[-1] if metrics else None,
+    }
+    if as_json:
+        print_json(facts)
+        return
+    config = run.config()
+    print(f"{run.name}  {info['stage']}  {facts['status']}  {duration(info.get('seconds'))}".rstrip())
+    print(f"  recipe   {config.get('name')}  seed {info.get('seed')}  config {info.get('config_digest')}")
+    print(f"  lineage  {' <- '.join([run.name, *facts['lineage']])} <- {config.get('model', {}).get('id')}")
+    print(f"  artifact {facts['artifact']}")
+    if info.get("error"):
+        print(f"  error    {info['error']}")
+    for title, values in (("results", info.get("results")), ("last metrics", facts["last_metrics"])):
+        if values:
+            print(f"  {title}")
+            for key, value in values.items():
+                print(f"    {key} {_short(value)}")
+    packages = ", ".join(f"{name} {version}" for name, version in info.get("packages", {}).items())
+    print(f"  versions {packages}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+# ---- verdicts
+
+
+def show_compare(base: str, tuned: str, as_json: bool) -> None:
+    from danlu.evaluate.verdict import compare
+
+    comparison = compare(_eval_path(base), _eval_path(tuned))
+    if as_json:
+        print_json(comparison)
+        return
+    print(comparison["sentence"])
+    rows = [
+        (
+            row["name"],
+            str(row["n"]),
+            _percent(row["base"]),
+            _percent(row["tuned"]),
+            f"{100 * row['difference']:+.1f}",
+            f"[{100 * row['ci'][0]:+.1f}, {100 * row['ci'][1]:+.1f}]",
+            f"{row['p']:.2g}",
+            f"+{row['gained']} -{row['lost']}",
+        )
+        for row in comparison["benchmarks"]
+    ]
+    table(("BENCHMARK", "N", "BASE", "TUNED", "POINTS", "95 % CI", "P", "ANSWERS"), rows)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _eval_path(name: str) -> Path:
+    run = find_run(name)
+    path = run.path if run else Path(name)
+    if not path.exists():
+        raise DanluError(f"{name} is neither a run nor a file", "list runs with: danlu ls")
+    return path
+
+
+def show_verify(name: str, as_json: bool) -> int:
+    """Print the checks of an export; 0 if all hold, else 1."""
+    from danlu.export.parity import verify
+
+    run = find_run(name)
+    report = verify(run.path if run else Path(name))
+    if run:
+        write_json(run.path / "verify.json", report)
+    if as_json:
+        print_json(report)
+    else:
+        rows = [
+            (check["name"], "ok" if check["ok"] else "FAILED", _short(check.get("value")), _short(check.get("limit")))
+            for check in report["checks"]
+        ]
+        table(("CHECK", "", "VALUE", "LIMIT"), rows)
+    return 0 if report["ok"] else 1
+
+
+def show_demo(seed: int, out: Path | None, as_json: bool) -> None:
+    from danlu.demo import demo
+
+    out = out or runs_root() / "demo"
+    result = demo(seed, out)
+    if as_json:
+        print_json(result)
+        return
+    rows = [
+        (
+            stage["name"],
+            _percent(stage["accuracy"]),
+            f"[{_percent(stage['ci'][0])}, {_percent(stage['ci'][1])}]",
+            _percent(stage["format_rate"]),
+            _percent(stage["stop_rate"]),
+            duration(stage["seconds"]),
+        )
+        for stage in result["stages"]
+    ]
+    table(("STAGE", "ACCURACY", "95 % CI", "WELL FORMED", "STOPS", "TOOK"), rows)
+    for step in result["steps"]:
+        figures = f"{100 * step['difference']:+.1f} points, p {step['p']:.2g}"
+        print(f"{step['from']} -> {step['to']}: {step['verdict']} ({figures})")
+    print(
+        f"export {'checked' if result['export']['ok'] else 'FAILED its checks'}; {duration(result['seconds'])} in all"
+    )
+    for name, path in result["artifacts"].items():
+        print(f"{name}: {path}")

@@ -1,0 +1,283 @@
+"""From a recipe to runs: which stage starts from what, under which name, and what is recorded.
+
+Stages do not know one another; here is the only place where one stage's run becomes the next one's start.
+`danlu run` evaluates the base before it trains, so that a broken benchmark shows before hours are spent, and the
+tuned model after; the comparison is written into the later evaluation run as compare.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from danlu.display import say
+from danlu.errors import DanluError, Stopped
+from danlu.recipe import Recipe, find, load, runs_root
+from danlu.run import Run, differing_keys, write_json
+
+TRAINING = ("sft", "grpo")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One stage to run: the name of its run and what it starts from (None: the recipe's model)."""
+
+    stage: str
+    run: str
+    start: str | None = None
+    compare_with: str | None = None  # the evaluation run that this one is held against
+
+
+# ---- planning
+
+
+def plan(command: str, recipe: Recipe, start: str | None = None, name: str | None = None) -> list[Step]:
+    """The steps of a stage command, or of `run`: the recipe's stages in order, each from the last trained one."""
+    if command != "run":
+        if name is None:
+            name = f"{recipe.name}-{command}"
+            if command == "eval":
+                name = f"{Path(start).name}-eval" if start else f"{name}-base"
+        return [Step(command, _checked_name(name), start)]
+    name = _checked_name(name or recipe.name)
+    first_training = next((at for at, stage in enumerate(recipe.stages) if stage in TRAINING), None)
+    last_eval = max((at for at, stage in enumerate(recipe.stages) if stage == "eval"), default=None)
+    before_and_after = first_training is not None and last_eval is not None and last_eval > first_training
+    base_eval = f"{name}-eval-base" if before_and_after else None
+    steps = [Step("eval", base_eval, start)] if base_eval else []
+    for stage in recipe.stages:
+        run = f"{name}-{stage}"
+        steps.append(Step(stage, run, start, base_eval if stage == "eval" else None))
+        if stage in TRAINING:
+            start = str(runs_root() / run)
+    return steps
+
+
+def _checked_name(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise DanluError(f"{name!r} cannot name a run", f"a name is one directory under {runs_root()}, without slashes")
+    return name
+
+
+def find_run(name: str) -> Run | None:
+    """The run with this name or directory, if there is one."""
+    for path in (Path(name), runs_root() / name):
+        if (path / "run.json").is_file():
+            return Run(path)
+    return None
+
+
+def open_run(name: str) -> Run:
+    """`find_run`, or a DanluError that names the runs that are there."""
+    return find_run(name) or Run.open(runs_root() / name)
+
+
+def lineage_name(run: Run) -> str:
+    """How a run is named as a parent: bare under the runs root, else its full path."""
+    return run.name if run.path.resolve().parent == runs_root().resolve() else str(run.path.resolve())
+
+
+def parents_of(start: str | None) -> list[str]:
+    """What a run that starts from `start` records as its parents: a run, a model, or nothing (the recipe's)."""
+    run = find_run(start) if start else None
+    return [lineage_name(run)] if run else [start] if start else []
+
+
+# ---- one stage
+
+
+def _sft(recipe: Recipe, run: Run, start: str | None) -> Any:
+    from danlu.train.sft import sft
+
+    return sft(recipe, run, start)
+
+
+def _grpo(recipe: Recipe, run: Run, start: str | None) -> Any:
+    from danlu.train.grpo import grpo
+
+    return grpo(recipe, run, start)
+
+
+def _eval(recipe: Recipe, run: Run, start: str | None) -> Any:
+    from danlu.evaluate.evaluate import evaluate
+    from danlu.generate.open import open_generator
+
+    with open_generator(start or recipe.model.id, recipe) as generator:
+        return evaluate(recipe, run, generator)
+
+
+def _export(recipe: Recipe, run: Run, start: str | None) -> Any:
+    from danlu.export.export import export
+
+    return export(recipe, run, start or recipe.model.id)
+
+
+STAGES: dict[str, Callable[[Recipe, Run, str | None], Any]] = {
+    "sft": _sft,
+    "grpo": _grpo,
+    "eval": _eval,
+    "export": _export,
+}
+
+
+def run_stage(
+    stage: str,
+    recipe: Recipe,
+    name: str,
+    *,
+    start: str | None = None,
+    recipe_text: str = "",
+    resume: bool = False,
+) -> Run:
+    """Run one stage in runs_root()/name and record how it ended.
+
+    `start`: a run (name or directory), a model directory or a hub id. With `resume` the run must exist; it goes on
+    only under the same recipe and start. Errors: DanluError, Stopped (interrupted; it can be resumed).
+    """
+    parent = find_run(start) if start else None
+    if parent is not None and parent.state() != "done":
+        raise DanluError(f"{parent.path} is {parent.state()}, not done", "finish it first with --resume")
+    parents = parents_of(start)
+    path = runs_root() / name
+    if resume:
+        started_from = Run.open(path).info().get("parents", [])
+        if started_from != parents:
+            was = ", ".join(started_from) or "the recipe's model"
+            raise DanluError(f"cannot resume {path}: it started from {was}", "give the same --from again")
+    run = Run.create(
+        path,
+        stage,
+        recipe.resolved(),
+        recipe_text=recipe_text,
+        parents=parents,
+        seed=recipe.seed,
+        resume=resume,
+    )
+    try:
+        with run.recording():
+            results = STAGES[stage](recipe, run, str(parent.path) if parent else start)
+            if isinstance(results, dict):
+                run.record(**results)
+    except KeyboardInterrupt:
+        raise Stopped(f"{run.path} was interrupted", "continue it with --resume") from None
+    return run
+
+
+# ---- the commands
+
+
+def command(
+    name: str,
+    recipe_name: str,
+    *,
+    overrides: list[str],
+    start: str | None,
+    run_name: str | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Body of `danlu run|sft|grpo|eval|export`: stdout gets the artifact path (or JSON) of each step."""
+    recipe = load(recipe_name, overrides)
+    steps = plan(name, recipe, start, run_name)
+    if dry_run:
+        print(described(recipe, steps, as_json))
+        return
+    text = _as_written(recipe_name, overrides)
+    if not resume:  # a used name is found now and not after hours
+        for step in steps:
+            _refuse_used(step)
+    done: list[dict[str, Any]] = []
+    for step in steps:
+        run = _finished(step, recipe) if resume else None
+        if run is None:
+            goes_on = resume and (name != "run" or find_run(str(runs_root() / step.run)) is not None)
+            say(f"{step.stage}: {runs_root() / step.run} from {step.start or recipe.model.id}")
+            run = run_stage(step.stage, recipe, step.run, start=step.start, recipe_text=text, resume=goes_on)
+        outcome: dict[str, Any] = {
+            "stage": step.stage,
+            "run": str(run.path),
+            "artifact": str(delivered(run)),
+            "results": run.info().get("results", {}),
+        }
+        if step.compare_with:
+            outcome["comparison"] = _compare_evals(open_run(step.compare_with), run)
+        if name == "run" and step.stage in TRAINING:
+            outcome["plots"] = plot_runs([str(run.path)])
+        done.append(outcome)
+        if not as_json:
+            print(outcome["artifact"], flush=True)
+    if as_json:
+        print(json.dumps({"stages": done}, ensure_ascii=False))
+
+
+def described(recipe: Recipe, steps: list[Step], as_json: bool) -> str:
+    """The resolved recipe (YAML that loads again) and what would run."""
+    if as_json:
+        return json.dumps({"recipe": recipe.resolved(), "plan": [asdict(step) for step in steps]}, ensure_ascii=False)
+    text = yaml.safe_dump(recipe.resolved(), allow_unicode=True, sort_keys=False, width=110)
+    lines = [f"#   {step.stage}: {runs_root() / step.run} from {step.start or recipe.model.id}" for step in steps]
+    return "\n".join([text + "# would run:", *lines])
+
+
+def delivered(run: Run) -> Path:
+    """What a stage leaves for the user: its artifact, or the run itself where it has none (evaluations)."""
+    return run.artifact if run.artifact.exists() else run.path
+
+
+def _refuse_used(step: Step) -> None:
+    path = runs_root() / step.run
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DanluError(
+            f"{path} is already used", f"continue it with --resume, choose another --name, or remove {path}"
+        )
+
+
+def _finished(step: Step, recipe: Recipe) -> Run | None:
+    """The step's run if an earlier `danlu run` has finished it under the same recipe."""
+    run = find_run(str(runs_root() / step.run))
+    if run is None or run.state() != "done" or differing_keys(run.config(), recipe.resolved()):
+        return None  # a changed recipe is refused, with its keys, by Run.create
+    if run.info().get("parents", []) != parents_of(step.start):
+        return None  # so is another start, by run_stage
+    say(f"{step.stage}: {run.path} is already done")
+    return run
+
+
+def _as_written(recipe_name: str, overrides: list[str]) -> str:
+    """The recipe file, with the overrides as comments: recipe.yaml is for people, config.json for machines."""
+    text = find(recipe_name).read_text(encoding="utf-8-sig")
+    return text + "".join(f"# --set {override}\n" for override in overrides)
+
+
+def _compare_evals(base: Run, tuned: Run) -> dict[str, Any]:
+    from danlu.evaluate.verdict import compare
+
+    comparison = compare(base.path, tuned.path)
+    write_json(tuned.path / "compare.json", comparison)
+    say(comparison["sentence"])
+    return comparison
+
+
+def merge_run(name: str, out: Path | None) -> Path:
+    """Merge a trained run's adapter into its base; the directory that was written."""
+    from danlu.export.merge import merge
+
+    run = open_run(name)
+    target = out or run.path / "merged"
+    if target.exists() and any(target.iterdir()):
+        raise DanluError(f"{target} is not empty", "choose another --out")
+    merge(run.path, target)
+    return target
+
+
+def plot_runs(names: list[str]) -> list[str]:
+    """Draw the curves of runs; the paths of the PNG files."""
+    from danlu.evaluate.plots import plot
+
+    return [str(path) for path in plot([open_run(name) for name in names])]
