@@ -41,7 +41,7 @@ def test_bootstrap_agrees_with_scipy(kind: str) -> None:
     spread = values.std() / math.sqrt(len(values))
     assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.1 * spread + 1.5 / len(values))  # binary means lie on a grid of 1/n
     assert ours == stats.bootstrap(values, seed=1)
-    assert ours != stats.bootstrap(values, seed=2)
+    assert kind != "continuous" or ours != stats.bootstrap(values, seed=2)
 
 
 def test_bootstrap_of_nothing_is_refused() -> None:

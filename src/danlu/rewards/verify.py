@@ -292,7 +292,11 @@ def _decide(text: str, how: str, kept: list[Claim], texts: list[Claim], several:
     either = any(re.search(r"或|\bor\b", text[claim.start : claim.end]) for claim in kept)
     if len(choice) > 1 and (either or not several):
         return None, f"ambiguous: {choice}"
-    beside = [t for t in texts if any(c.end <= t.start <= c.end + 4 for c in kept)]
+    beside = [
+        t
+        for t in texts
+        if any(re.fullmatch(r"[\W_]{0,4}(?<!。)", text[c.end : t.start]) for c in kept if c.end <= t.start)
+    ]
     named = _names(beside or (texts if how in ("marked", "line") else []))
     if named and not set(named) & set(choice):
         return None, f"ambiguous: says {choice} but names {named}"
