@@ -301,10 +301,13 @@ def _explained(error: ValidationError, origin: str) -> DanluError:
         valid = list(_fields_at(first["loc"][:-1]))
         key = str(first["loc"][-1])
         prefix = where.rpartition(".")[0]
-        moved = [full for full in all_keys() if full.endswith(f".{key}")]
-        moved.sort(key=lambda full: not full.startswith(f"{prefix}."))
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
-        named = moved[0] if moved else f"{prefix}.{near[0]}".lstrip(".") if near else ""
+        # elsewhere under the same or a similar name; nearby sections first
+        elsewhere = sorted(all_keys(), key=lambda full: not full.startswith(f"{prefix}."))
+        leaves = [full.rpartition(".")[2] for full in elsewhere]
+        same = [key] if key in leaves else [] if near else difflib.get_close_matches(key, leaves, n=1, cutoff=0.8)
+        moved = elsewhere[leaves.index(same[0])] if same else ""
+        named = moved or (f"{prefix}.{near[0]}".lstrip(".") if near else "")
         hint = f"did you mean {named}?" if named else f"valid keys there: {', '.join(valid)}"
         return DanluError(f"{origin}: unknown key {where}", hint)
     if first["type"] == "missing":
