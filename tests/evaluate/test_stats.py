@@ -39,7 +39,9 @@ def test_bootstrap_agrees_with_scipy(kind: str) -> None:
     theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", n_resamples=9999, rng=1)
     ours = stats.bootstrap(values, seed=1)
     spread = values.std() / math.sqrt(len(values))
-    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.1 * spread + 1.5 / len(values))  # binary means lie on a grid of 1/n
+    assert ours == pytest.approx(
+        tuple(theirs.confidence_interval), abs=0.1 * spread + 1.5 / len(values)
+    )  # binary means lie on a grid of 1/n
     assert ours == stats.bootstrap(values, seed=1)
     assert kind != "continuous" or ours != stats.bootstrap(values, seed=2)
 
