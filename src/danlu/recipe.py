@@ -226,7 +226,7 @@ def find(name: str) -> Path:
     known = shipped()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(Path(name).stem, known, n=1)
+    near = difflib.get_close_matches(Path(name).name.removesuffix(".yaml"), known, n=1)
     hint = f"did you mean {near[0]}?" if near else "list the shipped recipes with: danlu recipes"
     raise DanluError(f"no recipe {name!r} (neither a file nor a shipped name)", hint)
 
@@ -264,8 +264,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     node: Any = values
     parts = key.split(".")
     for part in parts[:-1]:
-        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
+        if isinstance(node, list):
+            node = node[_place(key, part, node)]
             continue
         if not isinstance(node, dict):
             raise DanluError(f"--set {key}: {part!r} is not inside a mapping", "see the resolved keys with --dry-run")
@@ -279,11 +279,15 @@ def _override(values: dict[str, Any], override: str) -> None:
     if isinstance(value, str) and _is_float(value):  # YAML 1.1 reads 1e-4 as text
         value = float(value)
     if isinstance(node, list):
-        if not parts[-1].isdigit() or int(parts[-1]) >= len(node):
-            raise DanluError(f"--set {key}: no item {parts[-1]!r}", f"the list has {len(node)} items, counted from 0")
-        node[int(parts[-1])] = value
+        node[_place(key, parts[-1], node)] = value
     else:
         node[parts[-1]] = value
+
+
+def _place(key: str, part: str, items: list[Any]) -> int:
+    if not part.isdecimal() or int(part) >= len(items):
+        raise DanluError(f"--set {key}: no item {part!r}", f"the list has {len(items)} items, counted from 0")
+    return int(part)
 
 
 def _is_float(text: str) -> bool:
@@ -295,7 +299,8 @@ def _is_float(text: str) -> bool:
 
 
 def _explained(error: ValidationError, origin: str) -> DanluError:
-    first = error.errors()[0]
+    found = error.errors()
+    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])  # a typo also looks missing
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         valid = list(_fields_at(first["loc"][:-1]))

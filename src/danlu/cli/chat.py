@@ -19,8 +19,6 @@ DIM, END = "\033[2m", "\033[0m"
 
 def chat(target: str, *, system: str | None, once: str | None, temperature: float, max_tokens: int, seed: int) -> None:
     """Answer `once`, or the question on a piped stdin, or talk until end of input."""
-    from danlu.generate.open import open_generator
-
     if once is None and not sys.stdin.isatty():
         once = sys.stdin.read()
     if once is not None and not once.strip():
@@ -30,6 +28,8 @@ def chat(target: str, *, system: str | None, once: str | None, temperature: floa
     system = system if system is not None else recipe.data.system
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=0.95, seed=seed)
+    from danlu.generate.open import open_generator  # after the checks, because it loads torch
+
     with open_generator(str(run.path) if run else target, recipe) as generator:
         if once is not None:
             _answer(generator, [*messages, {"role": "user", "content": once.strip()}], sampling)

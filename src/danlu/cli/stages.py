@@ -192,11 +192,13 @@ def command(
     if not resume:  # a used name is found now and not after hours
         for step in steps:
             _refuse_used(step)
+    elif name != "run":
+        Run.open(runs_root() / steps[0].run)
     done: list[dict[str, Any]] = []
     for step in steps:
         run = _finished(step, recipe) if resume else None
         if run is None:
-            goes_on = resume and (name != "run" or find_run(str(runs_root() / step.run)) is not None)
+            goes_on = resume and (runs_root() / step.run / "run.json").is_file()
             say(f"{step.stage}: {runs_root() / step.run} from {step.start or recipe.model.id}")
             run = run_stage(step.stage, recipe, step.run, start=step.start, recipe_text=text, resume=goes_on)
         outcome: dict[str, Any] = {
@@ -240,8 +242,10 @@ def _refuse_used(step: Step) -> None:
 
 def _finished(step: Step, recipe: Recipe) -> Run | None:
     """The step's run if an earlier `danlu run` has finished it under the same recipe."""
-    run = find_run(str(runs_root() / step.run))
-    if run is None or run.state() != "done" or differing_keys(run.config(), recipe.resolved()):
+    run = Run(runs_root() / step.run)
+    if not (run.path / "run.json").is_file() or run.state() != "done":
+        return None
+    if differing_keys(run.config(), recipe.resolved()):
         return None  # a changed recipe is refused, with its keys, by Run.create
     if run.info().get("parents", []) != parents_of(step.start):
         return None  # so is another start, by run_stage

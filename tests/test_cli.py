@@ -1,0 +1,371 @@
+"""The command line as a user meets it: exit codes, two-line errors, data on stdout, nothing written by a dry run.
+
+Most tests call `main` in this process; a few start real ones, for signals and pipes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from danlu import cli
+from danlu.cli import stages
+from danlu.cli.app import commands
+from danlu.cli.doctor import diagnose, native_bf16
+from danlu.errors import DanluError, Stopped
+from danlu.recipe import load
+from danlu.run import Run
+
+NAMES = ["demo", "recipes", "new", "doctor", "run", "sft", "grpo", "eval", "compare", "merge", "export", "verify"]
+NAMES += ["chat", "ls", "show", "plot"]
+
+
+pytestmark = pytest.mark.usefixtures("runs")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An empty working directory with one recipe, and the signal handler of the test run put back."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("name: mine\nstages: [sft, grpo, eval, export]\nmodel: {id: some/model}\n")
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def danlu(capsys, *args: str) -> tuple[int, str, str]:
+    code = cli.main(list(args))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def made(
+    runs: Path, name: str, stage: str = "sft", results: dict | None = None, parents: list[str] | None = None
+) -> Run:
+    run = Run.create(runs / name, stage, load("mine.yaml").resolved(), parents=parents)
+    with run.recording():
+        run.log({"step": 1, "loss": 1.5})
+        run.record(**(results or {}))
+    return run
+
+
+# ---- help and usage
+
+
+def test_every_command_has_help_with_an_example():
+    assert sorted(commands()) == sorted(NAMES)
+    for name, command in commands().items():
+        assert command.help, name
+        assert "danlu " in command.epilog, name
+        assert command.epilog.startswith("Example: "), name
+        for option in command.params:
+            assert getattr(option, "help", None), f"{name} {option.name}"
+
+
+@pytest.mark.parametrize(
+    ("args", "what", "hint"),
+    [
+        (["sfy"], "no such command 'sfy'", "did you mean sft?"),
+        (["sft", "demo", "--nmae", "x"], "no such option: --nmae", "did you mean --name?"),
+        (["sft"], "missing argument 'RECIPE'", "danlu sft --help shows what it takes"),
+        (["sft", "mine.yaml", "--display", "loud"], "invalid value for '--display'", "danlu sft --help"),
+        (["sft", "mien.yaml"], "no recipe 'mien.yaml'", "danlu recipes"),
+        (
+            ["sft", "mine.yaml", "--set", "sft.lrr=1", "--dry-run"],
+            "unknown key sft.lrr",
+            "did you mean sft.optimizer.lr?",
+        ),
+        (["sft", "mine.yaml", "--name", "a/b", "--dry-run"], "'a/b' cannot name a run", "without slashes"),
+        (["sft", "mine.yaml", "--resume"], "is not a run", "danlu ls"),
+        (["show", "nothing"], "is not a run", "danlu ls"),
+        (["compare", "a", "b"], "a is neither a run nor a file", "danlu ls"),
+        (["new", "../x"], "'../x' is not a recipe name", "letters"),
+        (["chat", "x", "--once", " "], "the question is empty", "--once"),
+    ],
+)
+def test_what_a_user_can_put_right_is_two_lines_and_exit_2(capsys, args, what, hint):
+    code, out, err = danlu(capsys, *args)
+    lines = err.splitlines()
+    assert (code, out, len(lines)) == (2, "", 2), err
+    assert lines[0].startswith("error: ")
+    assert what in lines[0]
+    assert lines[1].startswith("hint: ")
+    assert hint in lines[1]
+
+
+def test_verbose_adds_the_traceback(capsys):
+    _, _, err = danlu(capsys, "show", "nothing", "-v")
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("hint: ")
+
+
+def test_a_bug_is_one_line_and_says_so(capsys, monkeypatch):
+    def broken(*_args, **_more):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(stages, "load", broken)
+    assert danlu(capsys, "sft", "mine.yaml") == (
+        1,
+        "",
+        "error: ZeroDivisionError: oh\nhint: this is a bug, run again with -v\n",
+    )
+    assert "in broken" in danlu(capsys, "sft", "mine.yaml", "-v")[2]
+
+
+# ---- recipes
+
+
+def test_recipes_and_new(capsys):
+    code, out, _ = danlu(capsys, "recipes", "--json")
+    names = [row["name"] for row in json.loads(out)["recipes"]]
+    assert (code, "qwen3-1.7b-medical-qlora-v1" in names) == (0, True)
+    code, out, _ = danlu(capsys, "new", "clinic", "--recipe", "qwen3-1.7b-medical-qlora-v1")
+    assert (code, out) == (0, "clinic.yaml\n")
+    assert load("clinic.yaml").name == "clinic"
+    assert "# " in Path("clinic.yaml").read_text()
+    assert danlu(capsys, "new", "clinic", "--recipe", "qwen3-1.7b-medical-qlora-v1")[0] == 2
+
+
+def test_a_dry_run_prints_recipe_and_plan_and_writes_nothing(capsys, runs):
+    before = sorted(Path().rglob("*"))
+    code, out, _ = danlu(capsys, "run", "mine.yaml", "--dry-run", "--name", "n", "--set", "seed=3")
+    assert (code, yaml.safe_load(out)["seed"]) == (0, 3)
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("#   ")] == [
+        "eval:",
+        "sft:",
+        "grpo:",
+        "eval:",
+        "export:",
+    ]
+    code, out, _ = danlu(capsys, "run", "mine.yaml", "--dry-run", "--json", "--name", "n", "--from", "m")
+    steps = [(step["run"], step["start"]) for step in json.loads(out)["plan"]]
+    assert steps == [
+        ("n-eval-base", "m"),
+        ("n-sft", "m"),
+        ("n-grpo", str(runs / "n-sft")),
+        ("n-eval", str(runs / "n-grpo")),
+        ("n-export", str(runs / "n-grpo")),
+    ]
+    assert sorted(Path().rglob("*")) == before
+
+
+# ---- stages
+
+
+def stand_in(stage: str, calls: list):
+    """A stage that leaves an artifact and says what it was given."""
+
+    def work(recipe, run, start):
+        calls.append((stage, run.name, start))
+        if stage != "eval":
+            with run.delivering() as staged:
+                (staged / "file").write_text("x")
+        return {"loss": 0.5, "seed": recipe.seed}
+
+    return work
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    made: list = []
+    monkeypatch.setattr(stages, "STAGES", {stage: stand_in(stage, made) for stage in stages.STAGES})
+    monkeypatch.setattr(stages, "_compare_evals", lambda base, tuned: {"sentence": f"{base.name} {tuned.name}"})
+    monkeypatch.setattr(stages, "plot_runs", lambda names: [f"{name}/loss.png" for name in names])
+    return made
+
+
+def test_run_chains_the_stages(capsys, runs, calls):
+    code, out, _ = danlu(capsys, "run", "mine.yaml", "--name", "n", "--display", "none", "--set", "seed=5")
+    assert code == 0
+    assert calls == [
+        ("eval", "n-eval-base", None),
+        ("sft", "n-sft", None),
+        ("grpo", "n-grpo", str(runs / "n-sft")),
+        ("eval", "n-eval", str(runs / "n-grpo")),
+        ("export", "n-export", str(runs / "n-grpo")),
+    ]
+    assert out.splitlines() == [
+        str(runs / "n-eval-base"),
+        str(runs / "n-sft" / "artifact"),
+        str(runs / "n-grpo" / "artifact"),
+        str(runs / "n-eval"),
+        str(runs / "n-export" / "artifact"),
+    ]
+    assert Run.open(runs / "n-grpo").info()["parents"] == ["n-sft"]
+    assert (runs / "n-sft" / "recipe.yaml").read_text() == Path("mine.yaml").read_text() + "# --set seed=5\n"
+    shown = json.loads(danlu(capsys, "show", "n-export", "--json")[1])
+    assert shown["lineage"] == ["n-grpo", "n-sft"]
+    assert shown["results"] == {"loss": 0.5, "seed": 5}
+
+
+def test_a_used_name_is_refused_before_anything_runs(capsys, runs, calls):
+    made(runs, "n-grpo")
+    code, _, err = danlu(capsys, "run", "mine.yaml", "--name", "n")
+    assert (code, calls) == (2, [])
+    assert f"error: {runs / 'n-grpo'} is already used" in err
+
+
+def test_resume_skips_what_is_done_and_refuses_what_changed(capsys, calls):
+    assert danlu(capsys, "run", "mine.yaml", "--name", "n", "--set", "stages=[sft]")[0] == 0
+    calls.clear()
+    assert danlu(capsys, "run", "mine.yaml", "--name", "n", "--set", "stages=[sft]", "--resume")[0] == 0
+    assert calls == []
+    code, _, err = danlu(
+        capsys, "run", "mine.yaml", "--name", "n", "--set", "stages=[sft]", "--set", "seed=9", "--resume"
+    )
+    assert (code, calls) == (2, [])
+    assert "the recipe changed in seed" in err
+    code, _, err = danlu(
+        capsys, "sft", "mine.yaml", "--name", "n-sft", "--set", "stages=[sft]", "--from", "m", "--resume"
+    )
+    assert code == 2
+    assert "it started from the recipe's model" in err
+
+
+def test_a_stage_starts_only_from_a_finished_run(capsys, runs, calls):
+    Run.create(runs / "half", "sft", load("mine.yaml").resolved())
+    code, _, err = danlu(capsys, "grpo", "mine.yaml", "--from", "half")
+    assert (code, calls) == (2, [])
+    assert "half is died, not done" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [
+        (KeyboardInterrupt(), 130, "stopped"),
+        (Stopped("stopped at step 3", "go on with --resume"), 130, "stopped"),
+        (Stopped("stopped by SIGTERM", "go on with --resume", exit_code=143), 143, "stopped"),
+        (DanluError("no rows", "add some"), 2, "failed"),
+        (MemoryError(), 1, "failed"),
+    ],
+)
+def test_how_a_stage_ends_is_the_exit_code(capsys, runs, monkeypatch, error, code, status):
+    def work(*_args):
+        raise error
+
+    monkeypatch.setattr(stages, "STAGES", {"sft": work})
+    got, out, err = danlu(capsys, "sft", "mine.yaml", "--name", "n", "--display", "none")
+    assert (got, out, len(err.splitlines())) == (code, "", 2), err
+    assert Run.open(runs / "n").info()["status"] == status
+
+
+@pytest.mark.usefixtures("calls")
+def test_json_of_a_stage_is_one_object(capsys, runs):
+    _, out, _ = danlu(capsys, "sft", "mine.yaml", "--json")
+    (stage,) = json.loads(out)["stages"]
+    assert stage == {
+        "stage": "sft",
+        "run": str(runs / "mine-sft"),
+        "artifact": str(runs / "mine-sft" / "artifact"),
+        "results": {"loss": 0.5, "seed": 42},
+    }
+
+
+# ---- readers
+
+
+def test_ls_lists_also_what_died_or_broke(capsys, runs):
+    assert danlu(capsys, "ls")[1] == f"no runs in {runs} yet\n"
+    made(runs, "good", results={"accuracy": 0.75})
+    Run.create(runs / "gone", "grpo", {})
+    (runs / "broken").mkdir()
+    (runs / "broken" / "run.json").write_text("{")
+    rows = {row["name"]: row for row in json.loads(danlu(capsys, "ls", "--json")[1])["runs"]}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "good": "done",
+        "gone": "died",
+        "broken": "unreadable",
+    }
+    assert (rows["good"]["key"], rows["good"]["value"]) == ("accuracy", 0.75)
+    text = danlu(capsys, "ls")[1]
+    assert text.splitlines()[0].split() == ["NAME", "STAGE", "STATUS", "RESULT", "STARTED", "TOOK"]
+    assert "accuracy 0.75" in text
+
+
+def test_show_takes_a_name_or_a_directory(capsys, runs):
+    made(runs, "good", results={"accuracy": 0.75})
+    by_name, by_path = danlu(capsys, "show", "good"), danlu(capsys, "show", str(runs / "good"))
+    assert by_name == by_path
+    assert "accuracy 0.75" in by_name[1]
+    assert "some/model" in by_name[1]
+
+
+def test_doctor_gives_a_hint_for_every_gap(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    checks = {check.name: check for check in diagnose()}
+    assert checks["torch"].level == checks["python"].level == "ok"
+    assert checks["hub"].level == "gap"
+    assert all(check.hint for check in checks.values() if check.level != "ok")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert {check.name: check for check in diagnose()}["hub"].level == "ok"
+
+
+def test_doctor_is_broken_only_by_what_the_default_path_needs(capsys, monkeypatch):
+    from danlu.cli import doctor
+
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "gguf" else "1")
+    code, out, _ = danlu(capsys, "doctor", "--json")
+    assert (code, json.loads(out)["ok"]) == (1, False)
+    assert [c["name"] for c in json.loads(out)["checks"] if c["level"] == "broken"] == ["gguf"]
+
+
+def test_native_bf16_is_amx_or_avx512():
+    assert native_bf16({"avx512f", "avx2"}) == []
+    assert native_bf16({"avx512_bf16", "amx_bf16"}) == ["amx_bf16", "avx512_bf16"]
+
+
+# ---- real processes
+
+
+def start(*args: str, code: str = "") -> subprocess.Popen:
+    program = code or "import sys; from danlu.cli import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+
+
+def test_the_installed_program_fails_with_its_exit_code():
+    done = subprocess.run([Path(sys.executable).with_name("danlu"), "sfy"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "error: no such command 'sfy'\nhint: did you mean sft?\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_a_stage_which_records_it(runs, number, code):
+    program = (
+        "import sys, time\nfrom danlu.cli import main, stages\n"
+        "stages.STAGES['sft'] = lambda *_: time.sleep(60)\nsys.exit(main())"
+    )
+    process = start("sft", "mine.yaml", "--name", "n", code=program)
+    lock = runs / "n" / "lock"
+    deadline = time.monotonic() + 30
+    while not lock.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (code, ""), err
+    assert "Traceback" not in err
+    assert Run.open(runs / "n").state() == "stopped"
+
+
+def test_a_closed_pipe_is_no_traceback():
+    process = start("recipes")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+    process.wait(timeout=30)
+    process.stderr.close()
