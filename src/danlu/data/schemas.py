@@ -563,7 +563,7 @@ def _abstention(row: Row, base: int) -> Sample:
 def _trivalent(row: Row, base: int) -> Sample:
     """A question on an abstract, decided yes, no or maybe."""
     context = row.get("contexts") if not _missing(row.get("contexts")) else row.get("context")
-    passages = _as_list(context["contexts"] if isinstance(context, dict) else context) or [context]
+    passages = _as_list(context.get("contexts") if isinstance(context, dict) else context) or [context]
     text = "\n".join(_clean(passage, "context") for passage in passages)
     decided = _text(row, ("final_decision",)).lower()
     question = f"{text}\n\n{_stem(row)}"
