@@ -5,6 +5,7 @@ Most tests call `main` in this process; a few start real ones, for signals and p
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ from danlu.recipe import load
 from danlu.run import Run
 
 NAMES = ["demo", "recipes", "new", "doctor", "run", "sft", "grpo", "eval", "compare", "merge", "export", "verify"]
-NAMES += ["chat", "ls", "show", "plot"]
+NAMES += ["score", "chat", "ls", "show", "plot"]
 
 
 pytestmark = pytest.mark.usefixtures("runs")
@@ -288,6 +289,54 @@ def test_ls_lists_also_what_died_or_broke(capsys, runs):
     text = danlu(capsys, "ls")[1]
     assert text.splitlines()[0].split() == ["NAME", "STAGE", "STATUS", "RESULT", "STARTED", "TOOK"]
     assert "accuracy 0.75" in text
+
+
+def test_an_evaluation_is_listed_with_its_accuracy_over_all_questions(capsys, runs):
+    benchmarks = {"a": {"n": 3, "accuracy": 1.0}, "b": {"n": 1, "accuracy": 0.0}}
+    made(runs, "eval", "eval", results={"benchmarks": benchmarks})
+    (row,) = json.loads(danlu(capsys, "ls", "--json")[1])["runs"]
+    assert (row["key"], row["value"]) == ("accuracy", 0.75)
+
+
+def test_score_and_compare_files(capsys):
+    rows = [{"id": str(n), "question": f"q{n}", "target": "B", "options": {"A": "x", "B": "y"}} for n in range(12)]
+    for name, letter in (("before", "A"), ("after", "B")):
+        lines = [json.dumps({**row, "output": f"答案：{letter}"}, ensure_ascii=False) for row in rows]
+        Path(f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    code, out, _ = danlu(capsys, "score", "after.jsonl", "--json")
+    assert (code, json.loads(out)["summary"]["accuracy"]) == (0, 1.0)
+    code, out, _ = danlu(capsys, "compare", "before.jsonl", "after.jsonl", "--json")
+    assert (code, json.loads(out)["verdict"]) == (0, "better")
+    code, out, _ = danlu(capsys, "compare", "before.jsonl", "after.jsonl")
+    assert out.splitlines()[1].split()[:4] == ["BENCHMARK", "N", "BASE", "TUNED"]
+    assert danlu(capsys, "compare", "after.jsonl", "nothing.jsonl")[0] == 2
+    with Path("after.jsonl").open("a") as file:
+        file.write('{"id": "cu')
+    assert "the last line of after.jsonl is not JSON" in danlu(capsys, "score", "after.jsonl")[2]
+
+
+class Echo:
+    """A generator that streams what it was asked."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def chat_stream(self, messages, _sampling):
+        yield "reasoning", "hm"
+        yield "answer", " ".join(message["content"] for message in messages)
+
+
+@pytest.mark.parametrize("piped", [True, False])
+def test_chat_answers_one_question_without_its_reasoning_in_a_pipe(capsys, monkeypatch, piped):
+    module = type(sys)("danlu.generate.open")
+    module.open_generator = lambda _target, _recipe: Echo()
+    monkeypatch.setitem(sys.modules, "danlu.generate.open", module)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("发热？\n"))
+    question = [] if piped else ["--once", "发热？"]
+    assert danlu(capsys, "chat", "m", "--system", "be brief", *question) == (0, "be brief 发热？\n", "")
 
 
 def test_show_takes_a_name_or_a_directory(capsys, runs):

@@ -156,10 +156,23 @@ _stage("grpo", "Reinforcement learning from verified answers.", "danlu grpo demo
 _stage("eval", "Answer the recipe's benchmarks (default: the base).", "danlu eval demo --from demo-sft")
 
 
+@app.command(epilog="Example: danlu score answers.jsonl --json")
+def score(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl file of questions, targets and outputs.")],
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+) -> None:
+    """Verify the answers of any model in a .jsonl file."""
+    from danlu.cli.readers import show_score
+
+    show_score(file, json)
+
+
 @app.command(epilog="Example: danlu compare demo-eval-base demo-eval")
 def compare(
     base: Annotated[str, typer.Argument(metavar="A", help="The eval before: a run or a score file.")],
     tuned: Annotated[str, typer.Argument(metavar="B", help="The eval after.")],
+    partial: Annotated[bool, typer.Option("--partial", help="Compare only the questions that both answered.")] = False,
     json: Json = False,
     verbose: Verbose = False,  # noqa: ARG001
 ) -> None:
@@ -169,7 +182,7 @@ def compare(
     """
     from danlu.cli.readers import show_compare
 
-    show_compare(base, tuned, json)
+    show_compare(base, tuned, partial, json)
 
 
 @app.command(epilog="Example: danlu merge demo-sft --out merged")

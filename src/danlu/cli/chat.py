@@ -7,6 +7,7 @@ Earlier turns are sent back without their reasoning, as the models' own template
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 from danlu.cli.stages import find_run
 from danlu.errors import DanluError
@@ -48,7 +49,10 @@ def _ask() -> str:
 
 
 def _answer(generator: Generator, messages: list[Message], sampling: Sampling) -> str:
-    """Print one answer and return it; a notice says when it was cut."""
+    """Print one answer, piece by piece where the generator can, and return it; a notice says when it was cut."""
+    stream = getattr(generator, "chat_stream", None)
+    if stream is not None:
+        return _streamed(stream(messages, sampling))
     _, completions = next(iter(generator.generate([messages], sampling)))
     completion = completions[0]
     if completion.reasoning and sys.stdout.isatty():
@@ -57,3 +61,20 @@ def _answer(generator: Generator, messages: list[Message], sampling: Sampling) -
     if completion.finish == "length":
         sys.stderr.write(f"(cut after {sampling.max_tokens} tokens; --max-tokens allows more)\n")
     return completion.answer
+
+
+def _streamed(pieces: Iterable[tuple[str, str]]) -> str:
+    """Print (kind, text) pieces as they come; the answer's text."""
+    answer, dimmed, terminal = "", False, sys.stdout.isatty()
+    try:
+        for kind, text in pieces:
+            if kind == "answer":
+                sys.stdout.write(f"{END}\n\n{text}" if dimmed else text)
+                answer, dimmed = answer + text, False
+            elif terminal:
+                sys.stdout.write(text if dimmed else DIM + text)
+                dimmed = True
+            sys.stdout.flush()
+    finally:
+        sys.stdout.write(f"{END}\n" if dimmed else "\n")
+    return answer.strip()

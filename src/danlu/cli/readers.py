@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from danlu.cli.stages import delivered, find_run, open_run
+from danlu.display import warn
 from danlu.errors import DanluError
 from danlu.recipe import load, runs_root, shipped
-from danlu.run import Run, list_runs, write_json
+from danlu.run import Run, list_runs, read_jsonl, write_json
 
 # the number that stands for a run in `danlu ls`: the first of these in its results
 KEY_NUMBERS = ("accuracy", "reward", "eval_loss", "best_eval_loss", "valid_loss", "loss", "train_loss", "ok")
@@ -94,6 +95,10 @@ def describe_run(run: Run) -> dict[str, Any]:
     except (DanluError, KeyError):
         return {"name": run.name, "stage": "?", "status": "unreadable", "key": None, "value": None}
     results = info.get("results", {})
+    measured = [entry for entry in results.get("benchmarks", {}).values() if entry.get("n")]
+    if measured:  # of an evaluation: over all its questions
+        right = sum(entry["n"] * entry["accuracy"] for entry in measured)
+        results = {**results, "accuracy": right / sum(entry["n"] for entry in measured)}
     key = next((key for key in KEY_NUMBERS if isinstance(results.get(key), int | float)), None)
     return {
         "name": run.name,
@@ -192,10 +197,27 @@ def _short(value: Any) -> str:
 # ---- verdicts
 
 
-def show_compare(base: str, tuned: str, as_json: bool) -> None:
+def show_score(file: Path, as_json: bool) -> None:
+    """Score a file of answers; every row is verified against its target."""
+    from danlu.evaluate.score import score
+
+    if not file.is_file():
+        raise DanluError(f"{file} does not exist", "give a .jsonl file of questions, targets and outputs")
+    rows = read_jsonl(file)
+    if len(rows) < sum(bool(line.strip()) for line in file.read_bytes().split(b"\n")):
+        raise DanluError(f"the last line of {file} is not JSON", "it may have been cut; mend or remove it")
+    scored = score(rows)
+    if as_json:
+        print_json(scored)
+        return
+    for key, value in scored["summary"].items():
+        print(f"{key} {_short(value)}")
+
+
+def show_compare(base: str, tuned: str, partial: bool, as_json: bool) -> None:
     from danlu.evaluate.verdict import compare
 
-    comparison = compare(_eval_path(base), _eval_path(tuned))
+    comparison = compare(_eval_path(base), _eval_path(tuned), partial=partial)
     if as_json:
         print_json(comparison)
         return
@@ -214,6 +236,8 @@ def show_compare(base: str, tuned: str, as_json: bool) -> None:
         for row in comparison["benchmarks"]
     ]
     table(("BENCHMARK", "N", "BASE", "TUNED", "POINTS", "95 % CI", "P", "ANSWERS"), rows)
+    for difference in comparison.get("settings_differ", []):
+        warn(f"not asked alike: {difference}")
 
 
 def _percent(value: float) -> str:

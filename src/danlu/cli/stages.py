@@ -103,12 +103,12 @@ def _grpo(recipe: Recipe, run: Run, start: str | None) -> Any:
     return grpo(recipe, run, start)
 
 
-def _eval(recipe: Recipe, run: Run, start: str | None) -> Any:
+def _eval(recipe: Recipe, run: Run, start: str | None) -> None:
     from danlu.evaluate.evaluate import evaluate
     from danlu.generate.open import open_generator
 
     with open_generator(start or recipe.model.id, recipe) as generator:
-        return evaluate(recipe, run, generator)
+        evaluate(recipe, run, generator)  # records its figures itself; the whole report is in the artifact
 
 
 def _export(recipe: Recipe, run: Run, start: str | None) -> Any:
@@ -270,13 +270,13 @@ def _compare_evals(base: Run, tuned: Run) -> dict[str, Any]:
 
 def merge_run(name: str, out: Path | None) -> Path:
     """Merge a trained run's adapter into its base; the directory that was written."""
-    from danlu.export.merge import merge
+    from danlu.export.merge import base_of, merge
 
     run = open_run(name)
+    if not (run.artifact / "adapter_config.json").is_file():
+        raise DanluError(f"{run.path} holds no adapter", "merge takes a finished sft or grpo run with method: lora")
     target = out or run.path / "merged"
-    if target.exists() and any(target.iterdir()):
-        raise DanluError(f"{target} is not empty", "choose another --out")
-    merge(run.path, target)
+    merge(base_of(run.artifact), run.artifact, target)
     return target
 
 
