@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pottery
 import pytest
@@ -76,7 +77,7 @@ def write(tmp_path: Path) -> Callable[[str, Any], str]:
 
 @pytest.fixture
 def hub() -> Iterator[Callable[[dict[str, bytes]], str]]:
-    """hub({path: content}) serves the data set acme/pots as the hub does; returns its endpoint."""
+    """hub({path: content}) serves the data set acme/pots as both hubs do; returns its endpoint."""
     servers = []
 
     def serve(repository: dict[str, bytes]) -> str:
@@ -106,6 +107,16 @@ def _handler(repository: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
                     for key, value in repository.items()
                 ]
                 self.answer(json.dumps(entries).encode())
+            elif path == "/api/v1/datasets/acme/pots/repo/tree":  # ModelScope's way
+                found = [
+                    {"Path": key, "Name": key, "Type": "blob", "Size": len(value), "Revision": sha}
+                    | {"Sha256": hashlib.sha256(value).hexdigest()}
+                    for key, value in repository.items()
+                ]
+                data = {"Files": found, "TotalCount": len(found)}
+                self.answer(json.dumps({"Code": 200, "Success": True, "Data": data}).encode())
+            elif path == "/api/v1/datasets/acme/pots/repo":
+                self.answer(repository[parse_qs(self.path.partition("?")[2])["FilePath"][0]])
             elif name in repository:
                 self.answer(repository[name])
             else:

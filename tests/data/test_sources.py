@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -210,6 +211,18 @@ def test_modelscope_is_optional(monkeypatch):
         DanluError, match=r'needs the ModelScope client\nhint: install it: pip install "danlu\[modelscope\]"'
     ):
         load(Source(path="modelscope:acme/pots"))
+
+
+def test_modelscope_through_an_endpoint(hub, tmp_path):
+    if importlib.util.find_spec("modelscope") is None:
+        pytest.skip("the modelscope extra is not installed")
+    endpoint = hub({"pots.jsonl": Path(POTS).read_bytes(), "pots.py": b"raise SystemExit"})
+    cache = {"MODELSCOPE_CACHE": str(tmp_path), "MODELSCOPE_DOMAIN": endpoint}
+    rows, rejected = fetch({"path": "modelscope:acme/pots"}, tmp_path, **cache)
+    assert (len(rows), rejected) == (4, ["modelscope:acme/pots/pots.jsonl"] * 2)
+    assert not list(tmp_path.rglob("pots.py"))
+    answer = fetch({"path": "modelscope:acme/pans"}, tmp_path, **cache)
+    assert answer.startswith(f"modelscope:acme/pans could not be fetched from {endpoint}")
 
 
 COUNTS = {

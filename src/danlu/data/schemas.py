@@ -6,7 +6,8 @@ file's column, `a.b` reaches inside) goes first: with `question` it replaces det
 
 Multiple choice becomes options A, B, ... in order, a gold letter (several joined: "ACD"), and a user turn that lists
 the options. A gold number counts from 0 or from 1: the whole file decides, and where it cannot, that is an error for
-MedMCQA's `cop` (published both ways) and 0 elsewhere. Other reference choices: an answer that is "nan" is missing.
+MedMCQA's `cop` (published both ways) and 0 elsewhere.
+Past 400 lines, because reading a cell, an option list and a row belong together.
 Not covered: tools, images, several golds of different kinds in one row.
 """
 

@@ -384,7 +384,7 @@ def _modelscope(repo: str) -> Path:
     try:
         return Path(dataset_snapshot_download(repo, allow_file_pattern=patterns))
     except Exception as error:  # the client raises requests', its own and plain errors
-        site = os.environ.get("MODELSCOPE_DOMAIN") or "www.modelscope.cn"
+        site = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN") or "www.modelscope.cn"
         raise DanluError(
             f"modelscope:{repo} could not be fetched from {site}: {_first_line(error)}",
             "check the name and the network; MODELSCOPE_DOMAIN names another site",
