@@ -1,5 +1,7 @@
 """A table of answers in Chinese and English with the verdict a careful reader would give."""
 
+import time
+
 import pytest
 
 from danlu.errors import DanluError
@@ -248,9 +250,28 @@ def test_target_forms() -> None:
         verify(Sample("q", ({"role": "user", "content": "?"},)), said("B"))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "\x00", "((((", "A" * 5000, "不" * 3000, "\\boxed{" * 500, "（" * 2000 + "B", "𠮷" * 50]
-)
+HOSTILE = ["", "\x00", "((((", "A" * 9000, "不" * 9000, "\\boxed{" * 2000, "（" * 9000 + "B", "𠮷" * 50, "A " * 5000]
+HOSTILE += [
+    "答案" + " " * 9000,
+    "答案" * 5000,
+    "选" * 9000,
+    "(A\n" * 3000,
+    "A or " * 3000,
+    "肺炎" * 5000,
+    "不对" * 3000 + "肺炎",
+]
+HOSTILE += [
+    "肺炎" * 3000 + "不对" * 3000,
+    "不是" + "、肺结核" * 3000,
+    "**" * 5000,
+    "answer is not " * 1000,
+    "急性心肌梗死" * 2000,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_any_text_gets_a_verdict_quickly(text: str) -> None:
+    started = time.perf_counter()
     for sample in (B, ACD, LUNG):
         assert verify(sample, said(text)).outcome in ("wrong", "none", "ambiguous", "right")
+    assert time.perf_counter() - started < 10.0  # a runaway pattern takes minutes

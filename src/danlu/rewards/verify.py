@@ -139,12 +139,14 @@ def claims(text: str, candidates: dict[str, list[str]]) -> list[Claim]:
                 if _bounded(flat, at, at + len(needle)) and sum(c in _CLAUSE for c in text[start:end]) <= breaks:
                     found.append(Claim(start, end, frozenset([name]), _denied(text, start, end)))
                 at = flat.find(needle, at + 1)
-    kept = [
-        a
-        for a in found
-        if not any(b.start <= a.start and a.end <= b.end and b.end - b.start > a.end - a.start for b in found)
-    ]
-    return sorted(kept, key=lambda claim: claim.start)
+    kept: list[Claim] = []
+    outer = (-1, -1)
+    for claim in sorted(found, key=lambda claim: (claim.start, -claim.end)):
+        span = (claim.start, claim.end)
+        if claim.end > outer[1] or span == outer:
+            kept.append(claim)
+            outer = span
+    return kept
 
 
 _NO = (  # words that deny what follows
@@ -172,11 +174,9 @@ def _denied(text: str, start: int, end: int) -> bool:
 
 def _after_correction(text: str, found: list[Claim]) -> list[Claim]:
     """Claims after the last correction that is followed by any; all of them if there is none."""
-    for cue in reversed(list(_CORRECTION.finditer(text))):
-        later = [claim for claim in found if claim.start >= cue.start() and not claim.denied]
-        if later:
-            return later
-    return found
+    last = max((claim.start for claim in found if not claim.denied), default=-1)
+    cues = [cue.start() for cue in _CORRECTION.finditer(text) if cue.start() <= last]
+    return [claim for claim in found if claim.start >= cues[-1]] if cues else found
 
 
 # ---- open answers
@@ -225,8 +225,9 @@ def _patterns(letters: str) -> list[tuple[str, re.Pattern[str]]]:
     """Ways of claiming letters, strongest first; group `g` holds the letters, `no` and `no2` a denial inside."""
     one = f"[{re.escape(letters)}]"
     # several letters: joined by list marks or run together ("ACD"); "或" and "or" join too but never decide
-    group = rf"(?P<g>{one}(?:(?:\s*[、,/&+和与及或]\s*|\s+(?:and|or)\s+|\s*){one}(?![a-z]))*)"
-    opening, closing = r"[\s*_\"'“”「『【(\[{]*", r"(?:\s*选?项)?[\s*_\"'”」』】)\]}.。!]*"
+    group = rf"(?P<g>{one}(?:(?:\s*[、,/&+和与及或]\s*|\s+(?:and|or)\s+|\s*){one}(?![a-z])){{0,25}})"
+    # bounded, as every run here is: model outputs hold thousands of spaces and brackets
+    opening, closing = r"[\s*_\"'“”「『【(\[{]{0,9}", r"(?:\s*选?项)?[\s*_\"'”」』】)\]}.。!]{0,9}"
     # a choice is followed by a space, punctuation, or words that speak about it, not by the rest of a term (A型血)
     after = (
         r"(?![A-Za-z0-9\-+]|\s*(?:型|族|类|超|细胞|染色体|因子))"
@@ -263,7 +264,8 @@ def _patterns(letters: str) -> list[tuple[str, re.Pattern[str]]]:
 
 def _choice(sample: Sample, answer: str) -> tuple[str | None, str]:
     """The letters an answer claims: the strongest form that occurs decides, and it must say one thing."""
-    text = unicodedata.normalize("NFKC", answer).strip()
+    text = re.sub(r"[^\S\n]+", " ", unicodedata.normalize("NFKC", answer).strip())
+    text = re.sub(r"\s*\n\s*", "\n", text)
     options = {key: value for key, value in sample.options.items() if len(key) == 1}
     several = len(_gold_letters(sample) or "") > 1
     small = "".join(options).lower()
