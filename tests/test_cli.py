@@ -89,6 +89,9 @@ def test_every_command_has_help_with_an_example():
         (["show", "nothing"], "is not a run", "danlu ls"),
         (["compare", "a", "b"], "a is neither a run nor a file", "danlu ls"),
         (["new", "../x"], "'../x' is not a recipe name", "letters"),
+        (["verify", "."], ". holds no export", "export run"),
+        (["merge", "nothing"], "is not a run", "danlu ls"),
+        (["plot", "nothing"], "is not a run", "danlu ls"),
         (["chat", "x", "--once", " "], "the question is empty", "--once"),
     ],
 )
@@ -296,6 +299,35 @@ def test_an_evaluation_is_listed_with_its_accuracy_over_all_questions(capsys, ru
     made(runs, "eval", "eval", results={"benchmarks": benchmarks})
     (row,) = json.loads(danlu(capsys, "ls", "--json")[1])["runs"]
     assert (row["key"], row["value"]) == ("accuracy", 0.75)
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_verify_exits_1_when_a_check_fails(capsys, runs, monkeypatch, good):
+    from danlu.export import parity
+
+    run = made(runs, "out", "export")
+    (run.path / "model").mkdir()
+    run.artifact.mkdir()
+    described = {"kind": "gguf", "gguf": "m.gguf", "quant": "q8_0", "source": "../model"}
+    (run.artifact / "danlu.json").write_text(json.dumps(described))
+    asked = []
+
+    def verify(gguf, source, *, quant):
+        asked.append((gguf, source, quant))
+        return {"ok": good, "checks": [{"name": "tokens", "ok": good, "value": 1, "limit": 2}]}
+
+    monkeypatch.setattr(parity, "verify", verify)
+    code, out, _ = danlu(capsys, "verify", "out", "--json")
+    assert (code, json.loads(out)["ok"]) == (int(not good), good)
+    assert asked == [(run.artifact / "m.gguf", (run.path / "model").resolve(), "q8_0")]
+    assert ("FAILED" in danlu(capsys, "verify", "out")[1]) is not good
+
+
+def test_plots_lie_in_the_run(capsys, runs):
+    made(runs, "good")
+    code, out, err = danlu(capsys, "plot", "good")
+    assert (code, Path(out.strip()).suffix) == (0, ".png"), err
+    assert Path(out.strip()).is_relative_to(runs / "good")
 
 
 def test_score_and_compare_files(capsys):

@@ -13,7 +13,7 @@ from danlu.cli.stages import delivered, find_run, open_run
 from danlu.display import warn
 from danlu.errors import DanluError
 from danlu.recipe import load, runs_root, shipped
-from danlu.run import Run, list_runs, read_jsonl, write_json
+from danlu.run import Run, list_runs, read_json, read_jsonl
 
 # the number that stands for a run in `danlu ls`: the first of these in its results
 KEY_NUMBERS = ("accuracy", "reward", "eval_loss", "best_eval_loss", "valid_loss", "loss", "train_loss", "ok")
@@ -254,12 +254,19 @@ def _eval_path(name: str) -> Path:
 
 def show_verify(name: str, as_json: bool) -> int:
     """Print the checks of an export; 0 if all hold, else 1."""
+    run = find_run(name)
+    folder = run.artifact if run else Path(name)
+    if not (folder / "danlu.json").is_file():
+        raise DanluError(f"{name} holds no export", "give an export run, or the directory of its artifact")
+    made = read_json(folder / "danlu.json")
+    if made.get("kind") != "gguf":
+        raise DanluError(f"{name} holds a {made.get('kind', 'model')}, not a GGUF", "export it first: danlu export")
+    source = (folder / made["source"]).resolve()
+    if not source.is_dir():
+        raise DanluError(f"the model that it was made from is gone: {source}", "export again from the trained run")
     from danlu.export.parity import verify
 
-    run = find_run(name)
-    report = verify(run.path if run else Path(name))
-    if run:
-        write_json(run.path / "verify.json", report)
+    report = verify(folder / made["gguf"], source, quant=made["quant"])
     if as_json:
         print_json(report)
     else:

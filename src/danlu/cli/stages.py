@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from danlu.display import say
+from danlu.display import say, warn
 from danlu.errors import DanluError, Stopped
 from danlu.recipe import Recipe, find, load, runs_root
 from danlu.run import Run, differing_keys, write_json
@@ -208,9 +208,11 @@ def command(
             "results": run.info().get("results", {}),
         }
         if step.compare_with:
-            outcome["comparison"] = _compare_evals(open_run(step.compare_with), run)
-        if name == "run" and step.stage in TRAINING:
-            outcome["plots"] = plot_runs([str(run.path)])
+            base = open_run(step.compare_with)
+            outcome["comparison"] = _compare_evals(base, run)
+            outcome["plots"] = _drawn([base, run])
+        elif name == "run" and step.stage in TRAINING:
+            outcome["plots"] = _drawn([run])
         done.append(outcome)
         if not as_json:
             print(outcome["artifact"], flush=True)
@@ -285,3 +287,12 @@ def plot_runs(names: list[str]) -> list[str]:
     from danlu.evaluate.plots import plot
 
     return [str(path) for path in plot([open_run(name) for name in names])]
+
+
+def _drawn(runs: list[Run]) -> list[str]:
+    """The plots of `danlu run`; a picture that cannot be drawn must not end hours of work."""
+    try:
+        return plot_runs([str(run.path) for run in runs])
+    except DanluError as error:
+        warn(f"no plot of {runs[-1].path}: {error.message}")
+        return []
