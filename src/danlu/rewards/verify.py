@@ -114,6 +114,13 @@ def _latin(char: str) -> bool:
     return char.isalnum() and ord(char) < 0x2E80
 
 
+@lru_cache(maxsize=8192)
+def _needle(wording: str) -> tuple[str, int]:
+    """A candidate's wording flattened, and how many clause marks it holds itself."""
+    canonical = _canonical(wording).strip()
+    return flatten(canonical)[0], sum(char in _CLAUSE for char in canonical)
+
+
 def _bounded(flat: str, start: int, end: int) -> bool:
     """Whether flat[start:end] stands alone where it begins or ends in Latin letters or digits."""
     left, right = flat[start - 1 : start], flat[end : end + 1]
@@ -130,9 +137,7 @@ def claims(text: str, candidates: dict[str, list[str]]) -> list[Claim]:
     found: list[Claim] = []
     for name, wordings in candidates.items():
         for wording in wordings:
-            canonical = _canonical(wording)
-            needle = flatten(canonical)[0]
-            breaks = sum(char in _CLAUSE for char in canonical.strip())
+            needle, breaks = _needle(wording)
             at = flat.find(needle) if needle else -1
             while at >= 0:
                 start, end = places[at], places[at + len(needle) - 1] + 1
@@ -185,9 +190,9 @@ def _after_correction(text: str, found: list[Claim]) -> list[Claim]:
 def _open(sample: Sample, answer: str) -> tuple[str | None, str]:
     text = _canonical(answer)
     right = [sample.target or "", *sample.aliases]
-    flat_right = {flatten(_canonical(wording))[0] for wording in right}
-    wrong = [d for d in sample.distractors if flatten(_canonical(d))[0] not in flat_right]
-    if not flatten(_canonical(sample.target or ""))[0]:  # a gold of punctuation alone ("+"): nothing else may stand
+    flat_right = {_needle(wording)[0] for wording in right}
+    wrong = [d for d in sample.distractors if _needle(d)[0] not in flat_right]
+    if not _needle(sample.target or "")[0]:  # a gold of punctuation alone ("+"): nothing else may stand
         same = text.strip() == _canonical(sample.target or "").strip()
         return (answer, "gold") if same else (answer[:40], "not found")
     found = claims(text, {"gold": right, **{f"distractor {i}": [d] for i, d in enumerate(wrong)}})
