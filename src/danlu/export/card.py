@@ -46,7 +46,9 @@ def card(
     if notice:
         parts.append(f"> **{notice}**")
     parts.append(f"## Origin\n\n{_origin(lineage, quant)}")
-    parts.append(f"## What was measured\n\n{lineage.verdict or 'No comparison with the base was made in this lineage.'}")
+    parts.append(
+        f"## What was measured\n\n{lineage.verdict or 'No comparison with the base was made in this lineage.'}"
+    )
     if report:
         parts.append(_report(report))
     parts.append(f"## Format\n\n{_FORMATS[think.style]} It ends its turn with {_listed(think.end_tokens)}.")

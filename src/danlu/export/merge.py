@@ -118,6 +118,7 @@ class _Adapter:
     low_rank: dict[str, dict[str, str]]  # base tensor -> {"A", "B", "magnitude"} -> key in the file
     embedding: dict[str, dict[str, str]]
     replaced: dict[str, str]
+    base: dict[str, str]  # base tensors that peft stored with the adapter (embeddings under a LoRA)
     read: Callable[[str], torch.Tensor]
 
 
@@ -129,7 +130,7 @@ def _open_adapter(adapter_dir: Path) -> _Adapter:
     file = adapter_dir / "adapter_model.safetensors"
     if not file.is_file():
         raise DanluError(f"{file} does not exist", "only safetensors adapters are read")
-    adapter = _Adapter(config, {}, {}, {}, lambda key: handle.get_tensor(key))
+    adapter = _Adapter(config, {}, {}, {}, {}, lambda key: handle.get_tensor(key))
     handle = safe_open(file, "pt")
     for key in handle.keys():  # noqa: SIM118  (safe_open is not iterable)
         name = key.removeprefix("base_model.model.")
@@ -142,6 +143,8 @@ def _open_adapter(adapter_dir: Path) -> _Adapter:
             adapter.embedding.setdefault(f"{row[1]}.weight", {})[row[2]] = key
         elif "lora_" in name:
             raise DanluError(f"the adapter holds {key}, which cannot be merged", "merge it with peft")
+        elif ".base_layer." in name:
+            adapter.base[name.replace(".base_layer.", ".")] = key
         else:
             adapter.replaced[name] = key
     return adapter
@@ -179,6 +182,8 @@ def _merged(name: str, weight: torch.Tensor, adapter: _Adapter) -> torch.Tensor 
         if not {"A", "B"} <= keys.keys():
             raise DanluError(f"the adapter holds half of the update of {module}", "the file is incomplete")
         a, b = adapter.read(keys["A"]).float(), adapter.read(keys["B"]).float()
+        if (b.shape[0], a.shape[1]) != tuple(weight.shape):
+            raise DanluError(f"the adapter's update of {module} does not fit its base", "is this the right base?")
         merged = weight.float() + scale(adapter.config, module, a.shape[0]) * (b @ a)
         if "magnitude" in keys:
             magnitude = adapter.read(keys["magnitude"]).float().reshape(-1, 1)
@@ -239,10 +244,8 @@ def _write_weights(
         changed = _merged(name, weight, adapter)
         merged += changed is not None and name not in adapter.replaced
         result = (weight if changed is None else changed).to(dtype or weight.dtype)
-        if result.shape != weight.shape:
-            raise DanluError(f"{name} is {tuple(result.shape)} in the adapter, {tuple(weight.shape)} in the base")
         kept.add(str(result.dtype).removeprefix("torch."))
-        return result.contiguous()
+        return _same_shape(name, result, weight).contiguous()
 
     for file in files:
         shard = {}
@@ -251,6 +254,8 @@ def _write_weights(
                 if tied and name == HEAD:  # rebuilt from the embedding, or dropped
                     continue
                 weight = tensors.get_tensor(name)
+                if name in adapter.base:
+                    weight = _same_shape(name, adapter.read(adapter.base[name]).to(weight.dtype), weight)
                 shard[name] = finished(name, weight)
                 if untie and name == EMBEDDING:
                     shard[HEAD] = finished(HEAD, weight)
@@ -262,6 +267,13 @@ def _write_weights(
     if len(files) > 1:
         write_json(staged / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
     return MergeReport(str(out), len(index), merged, tuple(sorted(adapter.replaced)), untie, "+".join(sorted(kept)))
+
+
+def _same_shape(name: str, tensor: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    if tensor.shape != base.shape:
+        shapes = f"{tuple(tensor.shape)} with the adapter, {tuple(base.shape)} in the base"
+        raise DanluError(f"{name} is {shapes}", "is this the right base? resized vocabularies are not merged")
+    return tensor
 
 
 def _changes_one_side(adapter: _Adapter) -> bool:
@@ -320,6 +332,9 @@ def check_merge(
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     tokenizer = load_tokenizer(merged_dir)
     chats = prompts or [[{"role": "user", "content": text}] for text in ("你好，请介绍一下自己。", "What is 12 + 30?")]

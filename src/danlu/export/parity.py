@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from danlu import display, think
+from danlu import display
 from danlu.errors import DanluError
 from danlu.export.gguf import ARCHITECTURES, end_token_ids, load_tokenizer, renderer, think_format, weight_files
 from danlu.export.ollama import check_chats, find_layout, render_layout
@@ -50,9 +50,9 @@ Check = dict[str, Any]
 
 def verify(
     gguf_path: Path,
-    model_dir: Path,
+    model_dir: Path | None = None,
     *,
-    quant: str,
+    quant: str | None = None,
     texts: Sequence[str] | None = None,
     prompts: Sequence[Sequence[Message]] | None = None,
     greedy_tokens: int = 32,
@@ -60,11 +60,14 @@ def verify(
 ) -> dict[str, Any]:
     """Compare the GGUF file with the transformers folder it was made from.
 
+    With `gguf_path` alone it is an export run, its artifact folder, or a GGUF file in one: danlu.json names the rest.
     `texts` default to `probe_texts()`, `prompts` to `probe_prompts()`; the latter should be what the model was
     trained to answer, then stops mean something. `greedy_tokens` are compared by log-probs, `answer_tokens` by where
     they end. Returns {"ok", "checks": [{"name", "ok", "value", "limit", ...}]}; a file that cannot be opened is one
     failed check "file" and not an error.
     """
+    if model_dir is None or quant is None:
+        gguf_path, model_dir, quant = _described(gguf_path)
     limits = LIMITS.get(quant, LIMITS["k"])
     tokenizer = load_tokenizer(model_dir)
     checks = [_file(gguf_path)]
@@ -87,10 +90,23 @@ def verify(
                 answers = [server.complete_tokens(row, answer_tokens) for row in ids]
                 progress.advance()
                 checks += _numbers(model_dir, tokenizer, ids, traces, answers, limits)
-                if think.detect(renderer(tokenizer), server.think.end_tokens).style == "think":
+                if server.think.style == "think":  # llama.cpp knows no other tags
                     checks.append(_reasoning(server, tokenizer, chats, answers, answer_tokens))
                 progress.advance()
     return {"ok": all(check["ok"] for check in checks), "checks": checks}
+
+
+def _described(path: Path) -> tuple[Path, Path, str]:
+    """(GGUF file, source folder, quantization) of an export by what its danlu.json says."""
+    folder = path.parent if path.is_file() else path
+    if (folder / "run.json").is_file():
+        folder = next((folder / name for name in ("artifact", "rejected") if (folder / name).is_dir()), folder)
+    if not (folder / "danlu.json").is_file() or "gguf" not in (told := read_json(folder / "danlu.json")):
+        raise DanluError(f"{path} is not an export", "name an export run, or the folder with its GGUF and danlu.json")
+    source = (folder / told["source"]).resolve()
+    if not source.is_dir():
+        raise DanluError(f"the model it was made from is gone: {source}", "export again to compare")
+    return folder / told["gguf"], source, told["quant"]
 
 
 def failed(report: dict[str, Any]) -> list[str]:
@@ -343,10 +359,11 @@ _SPACES = (" ", "  ", "\n", "\n\n", "\t", " \n ", "", "", "\u3000", "\u00a0", "\
 def probe_texts(terms: Sequence[str] = (), count: int = 2000, seed: int = 0) -> list[str]:
     """At least `count` different short texts: scripts, emoji, digits, punctuation, white space, and `terms`."""
     draw = random.Random(seed)
-    pieces = [*_WORDS, *terms] if len(terms) < 400 else [*_WORDS, *draw.sample(list(terms), 400)]
-    texts = dict.fromkeys([*_WORDS, *list(terms)[:1000], "<think>\na\n</think>\n\nb", " ", "\n", "a" * 300])
+    terms = terms if len(terms) <= count // 4 else draw.sample(list(terms), count // 4)
+    pieces = [*_WORDS, *terms]
+    texts = dict.fromkeys([*pieces, "<think>\na\n</think>\n\nb", " ", "\n", "a" * 300])
     ideographs = [chr(code) for code in range(0x4E00, 0x9FA6)]
-    while len(texts) < count + len(terms):
+    while len(texts) < count + 100:  # some fall together in NFC
         kind, size = draw.random(), draw.randint(1, 9)
         if kind < 0.55:
             text = "".join(draw.choice(pieces) + draw.choice(_SPACES) for _ in range(size))

@@ -28,6 +28,7 @@ from danlu.generate import Sampling
 from danlu.records import Completion, Finish, Message
 from danlu.think import ThinkFormat
 
+SMALL = 64 << 20  # bytes of a file that one thread runs best
 TIMEOUT = 3600.0  # seconds one request may take; a long answer on a CPU is slow, not broken
 
 
@@ -317,7 +318,9 @@ def _start(
     params.verbosity = -1
     params.n_parallel = parallel
     params.n_ctx = context * parallel
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or os.cpu_count() or 1
+    # llama.cpp's threads wait for each other by spinning: with a tiny model on a busy machine that is all they do
+    threads = threads or (1 if path.stat().st_size < SMALL else os.cpu_count() or 1)
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     if gpu_layers is not None:
         params.n_gpu_layers = gpu_layers
     if exact:
