@@ -156,6 +156,12 @@ def test_ids_beyond_the_embedding_are_refused(folder: Path, tmp_path: Path) -> N
     assert not list(tmp_path.glob("*.gguf*"))
 
 
+def test_an_end_token_that_the_vocabulary_lacks_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "danlu.json").write_text(json.dumps({"think": {"style": "none", "end_tokens": ["<|no|>"]}}))
+    with pytest.raises(DanluError, match=r"<\|no\|>"):
+        write_gguf(folder, tmp_path / "m.gguf")
+
+
 def test_a_full_disk_is_seen_before_writing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage(10, 9, 1))

@@ -95,6 +95,7 @@ def test_modelfile_text() -> None:
     assert 'LICENSE """MIT"""' in lines
     assert text.count('"""') == 6
     assert commands("a", "b") == ["ollama create a -f b/Modelfile", "ollama run a"]
+    assert commands("小 doc 1", "b c") == ["ollama create doc-1 -f 'b c/Modelfile'", "ollama run doc-1"]
 
 
 @pytest.mark.parametrize("system", ['say """x"""', 'ends with "', "wide\u3000space"])

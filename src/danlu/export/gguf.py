@@ -15,7 +15,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,16 @@ def end_token_ids(model_dir: Path, tokenizer: Any) -> list[int]:
     if tokenizer.eos_token_id is not None:
         found.append(tokenizer.eos_token_id)
     return list(dict.fromkeys(found))
+
+
+def token_ids(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
+    """Ids of single tokens; DanluError for one that the vocabulary does not have."""
+    known = tokenizer.get_vocab()
+    if unknown := [token for token in tokens if token not in known]:
+        raise DanluError(
+            f"{unknown[0]!r} is not a token of this model", "the tokenizer is not the one it was trained with"
+        )
+    return [known[token] for token in tokens]
 
 
 def think_format(model_dir: Path, tokenizer: Any) -> think.ThinkFormat:
@@ -332,7 +342,7 @@ def _add_special_ids(writer: gguf.GGUFWriter, model_dir: Path, tokenizer: Any) -
     """eos, eot and eom name every end token (llama.cpp stops at each); what the template writes comes first."""
     ids = end_token_ids(model_dir, tokenizer)
     if tokenizer.chat_template:
-        first = tokenizer.convert_tokens_to_ids(list(think_format(model_dir, tokenizer).end_tokens))
+        first = token_ids(tokenizer, think_format(model_dir, tokenizer).end_tokens)
         ids = list(dict.fromkeys([*first, *ids]))
     for index, add in zip(
         ids, (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), strict=False

@@ -14,6 +14,8 @@ escape for triple quotes, so texts with them are refused.
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -184,8 +186,9 @@ def modelfile(
 
 
 def commands(name: str, folder: str) -> list[str]:
-    """What to type to run the model in Ollama."""
-    return [f"ollama create {name} -f {folder}/Modelfile", f"ollama run {name}"]
+    """What to type to run the model in Ollama, whose names take letters, digits, dots, dashes and underscores."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "danlu"
+    return [f"ollama create {name} -f {shlex.quote(f'{folder}/Modelfile')}", f"ollama run {name}"]
 
 
 def _quotable(text: str, what: str, *, braces: bool = False) -> None:

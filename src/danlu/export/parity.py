@@ -24,7 +24,15 @@ from typing import Any
 
 from danlu import display
 from danlu.errors import DanluError
-from danlu.export.gguf import ARCHITECTURES, end_token_ids, load_tokenizer, renderer, think_format, weight_files
+from danlu.export.gguf import (
+    ARCHITECTURES,
+    end_token_ids,
+    load_tokenizer,
+    renderer,
+    think_format,
+    token_ids,
+    weight_files,
+)
 from danlu.export.ollama import check_chats, find_layout, render_layout
 from danlu.generate import Sampling
 from danlu.generate.gguf import GgufGenerator, TokenTrace
@@ -167,9 +175,9 @@ def _end_tokens(server: GgufGenerator, model_dir: Path, tokenizer: Any) -> Check
     def stops(token: int) -> bool:
         return server.complete_tokens(start, 2, bias={token: 1000.0}).finish == "stop"
 
-    wrong = [f"{text} does not stop" for text in ends if not stops(tokenizer.convert_tokens_to_ids(text))]
-    others = [tokenizer.convert_tokens_to_ids(text) for text in (server.think.open, server.think.close) if text]
-    for token in [*start, *(token for token in others if token is not None and token != tokenizer.unk_token_id)]:
+    wrong = [f"{text} does not stop" for text in ends if not stops(*token_ids(tokenizer, [text]))]
+    tags = [tokenizer.get_vocab().get(text) for text in (server.think.open, server.think.close)]
+    for token in [*start, *(token for token in tags if token is not None)]:
         if stops(token):
             wrong.append(f"{tokenizer.convert_ids_to_tokens(token)} stops")
     return {"name": "end tokens", "ok": not wrong, "value": wrong, "limit": [], "tokens": ends}
@@ -187,7 +195,7 @@ def _token_ids(server: GgufGenerator, tokenizer: Any, texts: Sequence[str]) -> C
     expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
     found = server.tokenize(texts)
     wrong = [text for text, a, b in zip(texts, expected, found, strict=True) if list(a) != list(b)]
-    decomposed = [form for text in texts[:300] if (form := unicodedata.normalize("NFD", text)) != text]
+    decomposed = [form for text in texts if (form := unicodedata.normalize("NFD", text)) != text][:300]
     ids = tokenizer(decomposed, add_special_tokens=False)["input_ids"] if decomposed else []
     nfd = sum(list(a) != b for a, b in zip(ids, server.tokenize(decomposed), strict=True))
     return {
@@ -243,7 +251,7 @@ def _numbers(
 
     model = _source(model_dir)
     ends = {*end_token_ids(model_dir, tokenizer)}
-    ends |= {*tokenizer.convert_tokens_to_ids(list(think_format(model_dir, tokenizer).end_tokens))}
+    ends |= {*token_ids(tokenizer, think_format(model_dir, tokenizer).end_tokens)}
 
     def scored(prompt: list[int], tokens: tuple[int, ...]) -> Any:
         with torch.inference_mode():
