@@ -158,7 +158,7 @@ def build(folder: Path, architecture: str = "qwen3", kind: str = "chatml", *, ti
 
 def describe(folder: Path, kind: str = "model", **fields) -> None:
     """Write danlu.json as training does."""
-    from danlu.export.gguf import load_tokenizer, think_format
+    from danlu.models.tokenizer import load_tokenizer, think_format
 
     format = think_format(folder, load_tokenizer(folder)).to_dict()
     value = {"kind": kind, "base": {"id": "tiny"}, "think": format, "notice": "demo only", "parents": [], **fields}

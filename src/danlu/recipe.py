@@ -132,6 +132,8 @@ def _as_reward(value: Any) -> Any:
 
 class Grpo(Training):
     data: Sources = Field([], description="rows with a gold answer; empty: data.train")
+    valid: Sources = Field([], description="held-out questions whose accuracy is watched; empty: none")
+    keep_best: bool = Field(True, description="deliver the adapter with the best held-out accuracy")
     prompts: int = Field(8, ge=1, description="prompts (groups) of a step")
     group: int = Field(8, ge=2, description="completions of a prompt")
     steps: int = Field(100, ge=1)
@@ -146,6 +148,7 @@ class Grpo(Training):
     scale_rewards: bool = Field(True, description="divide advantages by the group's standard deviation")
     mask_truncated: bool = True
     micro_batch: int = Field(32, ge=1, description="completions of a forward/backward")
+    rollout_batch: int = Field(256, ge=1, description="completions decoded together at most")
     rewards: list[Annotated[RewardSpec, BeforeValidator(_as_reward)]] = [
         RewardSpec(name="answer"),
         RewardSpec(name="think_format", weight=0.1),

@@ -11,7 +11,7 @@ from danlu.errors import DanluError
 from danlu.export import parity
 from danlu.export.card import Lineage, card
 from danlu.export.export import export, lineage
-from danlu.export.gguf import load_tokenizer, think_format
+from danlu.models.tokenizer import load_tokenizer, think_format
 from danlu.recipe import Recipe
 from danlu.run import Run, write_json
 from danlu.think import ThinkFormat

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from danlu.errors import DanluError
 from danlu.export import gguf as writer
-from danlu.export.gguf import load_tokenizer, pre_tokenizer, weight_files, write_gguf
+from danlu.export.gguf import pre_tokenizer, weight_files, write_gguf
 from danlu.export.quantize import encode, k_quantize
+from danlu.models.tokenizer import load_tokenizer
 from tiny_models import VOCABULARY, build, tokenizer, trained
 
 CASES = {"qwen2": ("chatml", "qwen2"), "qwen3": ("r1", "deepseek-r1-qwen"), "llama": ("llama3", "llama-bpe")}

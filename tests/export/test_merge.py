@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from danlu.errors import DanluError
-from danlu.export.merge import base_dir, base_of, check_merge, merge
+from danlu.export.merge import check_merge, merge
+from danlu.models.locate import base_dir, base_of
 from tiny_models import adapter, build
 
 KINDS = {

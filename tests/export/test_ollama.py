@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from danlu.errors import DanluError
-from danlu.export.gguf import load_tokenizer, renderer, think_format
 from danlu.export.ollama import Layout, check_chats, commands, find_layout, go_template, modelfile, render_layout
+from danlu.models.tokenizer import load_tokenizer, renderer, think_format
 from danlu.recipe import Export
 from danlu.think import ThinkFormat, detect
 from tiny_models import tokenizer

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from danlu.errors import DanluError
-from danlu.export.gguf import load_tokenizer, write_gguf
+from danlu.export.gguf import write_gguf
 from danlu.export.parity import LIMITS, failed, probe_prompts, probe_texts, verify
+from danlu.models.tokenizer import load_tokenizer
 from tiny_models import CHATS, build, trained
 
 PROMPTS = [[{"role": "user", "content": question}] for question, _, _ in CHATS]

@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from danlu.errors import DanluError
-from danlu.export.gguf import load_tokenizer, write_gguf
+from danlu.export.gguf import write_gguf
 from danlu.generate import Sampling
 from danlu.generate.gguf import GgufGenerator, _places, completion
+from danlu.models.tokenizer import load_tokenizer
 from danlu.think import ThinkFormat
 from tiny_models import CHATS, trained
 

@@ -272,7 +272,8 @@ def _compare_evals(base: Run, tuned: Run) -> dict[str, Any]:
 
 def merge_run(name: str, out: Path | None) -> Path:
     """Merge a trained run's adapter into its base; the directory that was written."""
-    from danlu.export.merge import base_of, merge
+    from danlu.export.merge import merge
+    from danlu.models.locate import base_of
 
     run = open_run(name)
     if not (run.artifact / "adapter_config.json").is_file():

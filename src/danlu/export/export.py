@@ -15,10 +15,12 @@ from typing import Any
 from danlu import display, domains
 from danlu.errors import DanluError
 from danlu.export.card import Lineage, card
-from danlu.export.gguf import load_tokenizer, renderer, think_format, write_gguf
-from danlu.export.merge import base_dir, base_of, check_merge, merge
+from danlu.export.gguf import write_gguf
+from danlu.export.merge import check_merge, merge
 from danlu.export.ollama import commands, find_layout, modelfile
 from danlu.export.parity import failed, probe_prompts, probe_texts, verify
+from danlu.models.locate import base_dir, base_of
+from danlu.models.tokenizer import load_tokenizer, renderer, think_format
 from danlu.recipe import Recipe
 from danlu.records import Message
 from danlu.run import Run, list_runs, read_json, write_json

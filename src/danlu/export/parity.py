@@ -24,18 +24,11 @@ from typing import Any
 
 from danlu import display
 from danlu.errors import DanluError
-from danlu.export.gguf import (
-    ARCHITECTURES,
-    end_token_ids,
-    load_tokenizer,
-    renderer,
-    think_format,
-    token_ids,
-    weight_files,
-)
+from danlu.export.gguf import ARCHITECTURES, weight_files
 from danlu.export.ollama import check_chats, find_layout, render_layout
 from danlu.generate import Sampling
 from danlu.generate.gguf import GgufGenerator, TokenTrace
+from danlu.models.tokenizer import end_token_ids, load_tokenizer, renderer, think_format, token_ids
 from danlu.records import Message
 from danlu.run import read_json
 

@@ -1,0 +1,38 @@
+"""One way to open anything that answers: a run, a model folder or hub id, or a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from danlu.errors import DanluError
+from danlu.recipe import Recipe
+
+
+def open_generator(target: str, recipe: Recipe) -> Any:
+    """A Generator (and context manager) for `target`; DanluError says what is missing.
+
+    A training run or an adapter is used unmerged over its base; an export run through its GGUF.
+    """
+    path = Path(target)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise DanluError(f"{path} does not exist", "make one with: danlu export RUN")
+        return _gguf(path)
+    inside = path / "artifact" if (path / "run.json").is_file() else path
+    found = sorted(inside.glob("*.gguf")) if inside.is_dir() else []
+    if found and not (inside / "config.json").is_file():
+        return _gguf(found[0])
+    from danlu.generate.local import LocalGenerator
+    from danlu.models.load import load
+
+    start = None if target == recipe.model.id else target
+    return LocalGenerator(
+        load(recipe.model, start, seed=recipe.seed), name=path.name or target, batch=recipe.eval.batch
+    )
+
+
+def _gguf(path: Path) -> Any:
+    from danlu.generate.gguf import GgufGenerator
+
+    return GgufGenerator(path)

@@ -1,0 +1,85 @@
+"""Checkpoints to resume from: staged, fsynced, listed in a manifest with hashes, then renamed into place.
+
+    checkpoints/step_000100/   trainable.safetensors  best.safetensors (if any)  optimizer.pt  state.json  manifest.json
+
+A directory without a manifest, or whose files do not match it, does not exist for `latest`.
+optimizer.pt is read with weights_only=True: tensors and plain values, no code.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from danlu import display
+from danlu.errors import DanluError
+from danlu.run import file_sha256, read_json, write_json
+
+Tensors = dict[str, torch.Tensor]
+
+
+def save(
+    folder: Path, step: int, tensors: Tensors, optimizer: Any, state: dict[str, Any], best: Tensors | None, keep: int
+) -> Path:
+    """Write checkpoint `step` and remove all but the `keep` newest. OSError (disk full) leaves the older ones."""
+    target = folder / f"step_{step:06d}"
+    staged = folder / f".step_{step:06d}.staged"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(staged / "trainable.safetensors"))
+        if best is not None:
+            save_file(best, str(staged / "best.safetensors"))
+        torch.save(optimizer, staged / "optimizer.pt")
+        write_json(staged / "state.json", {"step": step, **state})
+        for file in staged.iterdir():
+            _fsync(file)
+        write_json(staged / "manifest.json", {file.name: file_sha256(file) for file in sorted(staged.iterdir())})
+        _fsync(staged)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(staged, target)
+    _fsync(folder)
+    for old in listed(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def listed(folder: Path) -> list[Path]:
+    """Checkpoint directories with a manifest, oldest first."""
+    return sorted(path.parent for path in folder.glob("step_*/manifest.json"))
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint whose files match its manifest; torn ones are skipped with a warning."""
+    for path in reversed(listed(folder)):
+        try:
+            wanted = read_json(path / "manifest.json")
+            if all(file_sha256(path / name) == value for name, value in wanted.items()):
+                return path
+        except (OSError, DanluError):
+            pass  # falls through to the warning: a torn checkpoint is data, the next one is tried
+        display.warn(f"{path} is damaged and is skipped")
+    return None
+
+
+def load(path: Path) -> tuple[Tensors, Any, dict[str, Any], Tensors | None]:
+    """(trainable tensors, optimizer state, state, best tensors or None) of a checkpoint."""
+    best = load_file(path / "best.safetensors") if (path / "best.safetensors").exists() else None
+    optimizer = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
+    return load_file(path / "trainable.safetensors"), optimizer, read_json(path / "state.json"), best
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

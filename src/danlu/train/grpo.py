@@ -1,0 +1,289 @@
+"""The GRPO stage: groups of rollouts, group-normalised advantages, a clipped update (Shao et al. 2024, DeepSeekMath).
+
+A step: `prompts` questions, `group` completions each; rewards; advantage = (reward - mean) / (std + 1e-4) inside the
+group; loss = -sum over tokens of min(ratio * A, clip(ratio, 1 - low, 1 + high) * A) / all completion tokens of the
+step (DAPO's token average, Yu et al. 2025), plus `kl` times the k3 estimate (Schulman 2020) of the KL to the model
+without the adapter that is trained.
+
+Departures: groups in which all rewards are equal have no gradient and are left out of the forward (the denominator
+keeps their tokens; with KL they stay in); truncated completions carry no loss (`mask_truncated`). With one iteration
+a step is on-policy: the ratio is exactly 1 and only its gradient counts.
+Not covered yet: several loss types, dynamic sampling, a shared-prefix forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from danlu import display
+from danlu.data.prepare import prompts
+from danlu.data.render import encode, prompt_text
+from danlu.errors import DanluError
+from danlu.generate import Sampling
+from danlu.generate.local import LocalGenerator
+from danlu.models.load import load, reference
+from danlu.recipe import Grpo, Recipe
+from danlu.records import Completion, Sample
+from danlu.rewards import total
+from danlu.rewards.verify import verify
+from danlu.run import Run
+from danlu.train.deliver import deliver, write_rejected
+from danlu.train.loop import Clock, Loop, padded, peak_memory, row_order
+
+
+@dataclass
+class Rollout:
+    """One completion with its rewards; `old` and `ref` are per-token log-probs of earlier passes."""
+
+    sample: Sample
+    prompt: list[int]
+    completion: Completion
+    reward: float
+    parts: dict[str, float]
+    advantage: float = 0.0
+    old: Tensor | None = None
+    ref: Tensor | None = None
+
+
+def advantages(rewards: Tensor, scale: bool) -> Tensor:
+    """Group-relative advantages of rewards [groups, completions]; with `scale` divided by the group's std + 1e-4."""
+    centred = rewards - rewards.mean(1, keepdim=True)
+    return centred / (rewards.std(1, keepdim=True) + 1e-4) if scale else centred
+
+
+def policy_loss(new: Tensor, old: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """(loss per token, whether it was clipped) of log-probs and advantages of the same shape."""
+    ratio = torch.exp(new - old)
+    plain, clipped = ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage
+    return -torch.minimum(plain, clipped), (clipped < plain).detach()
+
+
+def k3(new: Tensor, ref: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(new || ref) per token: r - 1 - log r with log r = ref - new; never negative."""
+    difference = ref - new
+    return torch.exp(difference) - 1 - difference
+
+
+def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
+    """Train on rewards into run.artifact; what happened as a dict of results.
+
+    DanluError for data or settings that cannot work; Stopped when interrupted (resumable).
+    """
+    settings = recipe.grpo
+    prepared = prompts(recipe, settings.data or recipe.data.train)
+    write_rejected(run, prepared)
+    loaded = load(
+        recipe.model,
+        start,
+        seed=recipe.seed,
+        lora=settings.lora if settings.method == "lora" else None,
+        train=True,
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
+    questions, dropped = _short_enough(loaded, prepared.train, settings.max_prompt)
+    if dropped:
+        display.warn(
+            f"{dropped} of {len(prepared.train)} prompts are longer than {settings.max_prompt} tokens: dropped"
+        )
+    if not questions:
+        raise DanluError(f"no prompt fits into grpo.max_prompt = {settings.max_prompt} tokens", "raise it")
+    held_out = prompts(recipe, settings.valid).train if settings.valid else []
+    run.record(
+        data_hash=prepared.hashes["train"], rows=len(questions), counts=prepared.counts, dropped_overlong=dropped
+    )
+    loop = Loop(run, settings, loaded, settings.steps, largest_is_best=True)
+    loop.resume()
+    generator = LocalGenerator(loaded, name=run.name, batch=settings.rollout_batch)
+    with loop.signals(), display.task("grpo", loop.steps) as progress:
+        progress.advance(loop.step)
+        row: dict[str, Any] = {}
+        while loop.step < loop.steps:
+            row = _step(loop, recipe, generator, questions)
+            shown = {"reward": row["reward"], "length": row["completion_length"]}
+            if held_out and (loop.due(settings.eval_every) or loop.step == loop.steps):
+                accuracy = _accuracy(generator, held_out, settings.max_completion)
+                loop.log({"step": loop.step, "eval_accuracy": accuracy})
+                loop.consider(accuracy, settings.keep_best)
+                shown["eval"] = accuracy
+            progress.advance(1, **shown)
+            loop.finish_step()
+    if settings.keep_best:
+        loop.use_best()
+    deliver(loop, recipe)
+    return {
+        "steps": loop.step,
+        "reward": row.get("reward"),
+        "best_eval_accuracy": loop.best_value,
+        "best_step": loop.best_step if held_out else None,
+        "tokens": loop.tokens,
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def _short_enough(loaded: Any, samples: list[Sample], limit: int) -> tuple[list[tuple[Sample, list[int]]], int]:
+    texts = [prompt_text(loaded.tokenizer, loaded.think, sample.messages) for sample in samples]
+    kept = [(s, ids) for s, ids in zip(samples, encode(loaded.tokenizer, texts), strict=True) if len(ids) <= limit]
+    return kept, len(samples) - len(kept)
+
+
+def _step(loop: Loop, recipe: Recipe, generator: LocalGenerator, questions: list[tuple[Sample, list[int]]]) -> dict:
+    """Rollouts, rewards and `iterations` updates; the row that was logged."""
+    settings, clock = recipe.grpo, Clock()
+    first = loop.step // settings.iterations * settings.prompts
+    chosen = [questions[index] for _, index in row_order(len(questions), recipe.seed, first, first + settings.prompts)]
+    rollouts = _rollouts(loop, recipe, generator, chosen)
+    seconds = {"rollout_seconds": clock.lap()}
+    rewards = torch.tensor([r.reward for r in rollouts], dtype=torch.float64).view(-1, settings.group)
+    scaled = advantages(rewards, settings.scale_rewards).flatten().tolist()
+    for rollout, value in zip(rollouts, scaled, strict=True):
+        rollout.advantage = value
+    flat = rewards.std(1) < 1e-9
+    row = _described(rollouts, rewards, flat)
+    used = [r for i, r in enumerate(rollouts) if settings.kl > 0 or not flat[i // settings.group]]
+    if settings.mask_truncated:
+        used = [r for r in used if r.completion.finish == "stop"]
+    tokens = sum(
+        len(r.completion.tokens) for r in rollouts if r.completion.finish == "stop" or not settings.mask_truncated
+    )
+    figures = _updates(loop, settings, used, tokens)
+    seconds["update_seconds"] = clock.lap()
+    loop.tokens += sum(len(r.completion.tokens) for r in rollouts)
+    row = {"step": loop.step, **row, **figures, **{k: round(v, 3) for k, v in seconds.items()}}
+    loop.log(row)
+    loop.run.write_samples([_told(loop.step, r) for r in rollouts[: settings.group]])
+    return row
+
+
+def _rollouts(
+    loop: Loop, recipe: Recipe, generator: LocalGenerator, chosen: list[tuple[Sample, list[int]]]
+) -> list[Rollout]:
+    """The groups of a step, in the order of their prompts."""
+    settings = recipe.grpo
+    sampling = Sampling(
+        settings.max_completion,
+        settings.temperature,
+        settings.top_p,
+        settings.group,
+        recipe.seed * 1_000_003 + loop.step,
+    )
+    loop.loaded.model.eval()
+    generator.refresh()
+    keys = [f"{sample.id} {place}" for place, (sample, _) in enumerate(chosen)]
+    found = dict(generator.generate([sample.messages for sample, _ in chosen], sampling, keys))
+    rollouts = []
+    for place, (sample, ids) in enumerate(chosen):
+        for completion in found[place]:
+            value, parts = total(sample, completion, loop.loaded.think, settings.rewards)
+            rollouts.append(Rollout(sample, ids, completion, value, parts))
+    return rollouts
+
+
+def _described(rollouts: list[Rollout], rewards: Tensor, flat: Tensor) -> dict[str, Any]:
+    """Figures of a step's rollouts."""
+    count = len(rollouts)
+    lengths = [len(r.completion.tokens) for r in rollouts]
+    parts = {f"rewards/{name}": sum(r.parts[name] for r in rollouts) / count for name in rollouts[0].parts}
+    return {
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std(1).mean()),
+        **parts,
+        "completion_length": sum(lengths) / count,
+        "completion_length_max": max(lengths),
+        "truncated": sum(r.completion.finish != "stop" for r in rollouts) / count,
+        "zero_variance": float(flat.double().mean()),
+    }
+
+
+def _updates(loop: Loop, settings: Grpo, used: list[Rollout], tokens: int) -> dict[str, float]:
+    """`iterations` optimizer steps on the rollouts; the figures of the last one."""
+    figures = {"loss": 0.0, "grad_norm": 0.0, "kl": 0.0, "clip_fraction": 0.0, "lr": 0.0}
+    used = sorted(used, key=lambda r: len(r.prompt) + len(r.completion.tokens))
+    batches = [used[at : at + settings.micro_batch] for at in range(0, len(used), settings.micro_batch)]
+    if settings.iterations > 1:
+        _remember(loop, settings, batches, "old")
+    if settings.kl > 0:
+        with reference(loop.loaded.model):
+            _remember(loop, settings, batches, "ref")
+    for _ in range(settings.iterations):
+        sums = {"kl": 0.0, "clipped": 0.0, "tokens": 0.0}
+        if batches:
+            losses = (_loss_of(loop, settings, batch, tokens, sums) for batch in batches)
+            figures["loss"], figures["grad_norm"] = loop.update(losses)
+        else:  # nothing to learn from this step
+            loop.step += 1
+        figures["lr"] = loop.optimizer.param_groups[0]["lr"]
+        if sums["tokens"]:
+            figures["kl"], figures["clip_fraction"] = sums["kl"] / sums["tokens"], sums["clipped"] / sums["tokens"]
+    return figures
+
+
+def _tensors(loop: Loop, batch: list[Rollout]) -> tuple[Tensor, Tensor]:
+    rows = [
+        ([*r.prompt, *r.completion.tokens], [False] * len(r.prompt) + [True] * len(r.completion.tokens)) for r in batch
+    ]
+    return padded(rows, loop.loaded.tokenizer.pad_token_id, loop.accelerator.device)
+
+
+@torch.no_grad()
+def _remember(loop: Loop, settings: Grpo, batches: list[list[Rollout]], name: str) -> None:
+    """Store the log-probs of the model as it is now on each rollout."""
+    loop.loaded.model.eval()
+    for batch in batches:
+        with loop.accelerator.autocast():
+            found = loop.logprobs(*_tensors(loop, batch), settings.temperature)
+        sizes = [len(r.completion.tokens) for r in batch]
+        for rollout, part in zip(batch, found.split(sizes), strict=True):
+            setattr(rollout, name, part)
+
+
+def _loss_of(
+    loop: Loop, settings: Grpo, batch: list[Rollout], tokens: int, sums: dict[str, float]
+) -> Callable[[], Tensor]:
+    def loss() -> Tensor:
+        ids, chosen = _tensors(loop, batch)
+        new = loop.logprobs(ids, chosen, settings.temperature)
+        place = new.device
+        sizes = torch.tensor([len(r.completion.tokens) for r in batch], device=place)
+        advantage = torch.tensor([r.advantage for r in batch], dtype=new.dtype, device=place).repeat_interleave(sizes)
+        old = torch.cat([r.old for r in batch]) if settings.iterations > 1 else new.detach()  # type: ignore[misc]
+        per_token, clipped = policy_loss(new, old, advantage, settings.clip_low, settings.clip_high)
+        if settings.kl > 0:
+            divergence = k3(new, torch.cat([r.ref for r in batch]))  # type: ignore[misc]
+            per_token = per_token + settings.kl * divergence
+            sums["kl"] += float(divergence.detach().sum())
+        sums["clipped"] += float(clipped.sum())
+        sums["tokens"] += new.numel()
+        return per_token.sum() / tokens
+
+    return loss
+
+
+def _told(step: int, rollout: Rollout) -> dict[str, Any]:
+    """A rollout as a line of samples.jsonl."""
+    return {
+        "step": step,
+        "id": rollout.sample.id,
+        "question": rollout.sample.question,
+        "target": rollout.sample.target,
+        "output": rollout.completion.text,
+        "finish": rollout.completion.finish,
+        "tokens": len(rollout.completion.tokens),
+        "reward": rollout.reward,
+        "rewards": rollout.parts,
+        "advantage": round(rollout.advantage, 4),
+    }
+
+
+def _accuracy(generator: LocalGenerator, samples: list[Sample], max_tokens: int) -> float:
+    """Share of held-out questions answered right and well-formed, greedily."""
+    generator.loaded.model.eval()
+    generator.refresh()
+    right = 0
+    for place, found in generator.generate([s.messages for s in samples], Sampling(max_tokens)):
+        right += found[0].well_formed and verify(samples[place], found[0]).outcome == "right"
+    return right / len(samples)

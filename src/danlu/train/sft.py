@@ -1,0 +1,173 @@
+"""The SFT stage: cross entropy on the completion's tokens (reasoning, answer, end token), LoRA or full.
+
+The loss of a step is the sum over its supervised tokens divided by their number, over all micro-batches and
+processes: batch size and accumulation do not change it. Departure from TRL's default, which averages the means of
+micro-batches. Not covered yet: packing, fast kernels, halving the batch when memory runs out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from danlu import display, domains
+from danlu.data.augment import mask, matcher
+from danlu.data.prepare import prepare
+from danlu.data.render import IGNORE, Rendered, labels, render, report
+from danlu.errors import DanluError
+from danlu.models.load import Loaded, load
+from danlu.recipe import Recipe
+from danlu.records import Sample
+from danlu.run import Run
+from danlu.train.deliver import deliver, write_rejected
+from danlu.train.loop import Clock, Loop, padded, peak_memory, row_order
+
+Row = tuple[list[int], list[bool]]
+
+
+def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
+    """Fine-tune into run.artifact; what happened as a dict of results.
+
+    DanluError for data or settings that cannot work; Stopped when interrupted (resumable).
+    """
+    settings = recipe.sft
+    prepared = prepare(recipe)
+    write_rejected(run, prepared)
+    loaded = load(
+        recipe.model,
+        start,
+        seed=recipe.seed,
+        lora=settings.lora if settings.method == "lora" else None,
+        train=True,
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
+    data = recipe.data
+    rendered = render(loaded.tokenizer, loaded.think, prepared.train, data.max_length, overlong=data.overlong)
+    counted = report(prepared.train, rendered)
+    if not rendered:
+        raise DanluError(f"no row fits into data.max_length = {data.max_length} tokens", "raise data.max_length")
+    if counted.dropped_overlong:
+        display.warn(
+            f"{counted.dropped_overlong} of {counted.rows} rows are longer than {data.max_length} tokens: dropped"
+        )
+    valid = [_row(r) for r in render(loaded.tokenizer, loaded.think, prepared.valid, data.max_length)]
+    run.record(
+        data_hash=prepared.hashes["train"],
+        rows=len(rendered),
+        valid_rows=len(valid),
+        counts=prepared.counts,
+        dropped_overlong=counted.dropped_overlong,
+        supervised_tokens=counted.supervised_tokens,
+    )
+    effective = settings.batch_size * settings.accumulation
+    steps = settings.steps or math.ceil(settings.epochs * len(rendered) / effective)
+    loop = Loop(run, settings, loaded, steps, largest_is_best=False)
+    loop.resume()
+    rows = _Rows(recipe, loaded, prepared.train, rendered)
+    total_rows = None if settings.steps else round(settings.epochs * len(rendered))
+    return _train(loop, recipe, rows, valid, total_rows)
+
+
+class _Rows:
+    """Training rows by (epoch, row): masked anew in each epoch where the recipe asks for it."""
+
+    def __init__(self, recipe: Recipe, loaded: Loaded, samples: list[Sample], rendered: list[Rendered]) -> None:
+        self.count = len(rendered)
+        self._rendered, self._recipe, self._loaded = rendered, recipe, loaded
+        self._samples = {sample.id: sample for sample in samples}
+        self._matcher = matcher(domains.load(recipe.domain).terms()) if recipe.data.masking else None
+
+    def row(self, epoch: int, index: int) -> Row:
+        plain = self._rendered[index]
+        if self._matcher is None or self._recipe.data.masking is None:
+            return _row(plain)
+        sample, spans = mask(
+            self._samples[plain.id], self._recipe.data.masking, self._matcher, seed=self._recipe.seed, epoch=epoch
+        )
+        if not spans:
+            return _row(plain)
+        changed = render(
+            self._loaded.tokenizer,
+            self._loaded.think,
+            [sample],
+            self._recipe.data.max_length,
+            masked={sample.id: spans},
+        )
+        return _row(changed[0] if changed else plain)
+
+
+def _row(rendered: Rendered) -> Row:
+    return rendered.tokens, [label != IGNORE for label in labels(rendered)]
+
+
+def _train(loop: Loop, recipe: Recipe, rows: _Rows, valid: list[Row], total_rows: int | None) -> dict[str, Any]:
+    settings = recipe.sft
+    effective = settings.batch_size * settings.accumulation
+    clock = Clock()
+    loss = eval_loss = None
+    with loop.signals(), display.task("sft", loop.steps) as progress:
+        progress.advance(loop.step)
+        while loop.step < loop.steps:
+            first = loop.step * effective
+            last = min(first + effective, total_rows) if total_rows else first + effective
+            places = row_order(rows.count, recipe.seed, first, last)
+            batch = [rows.row(epoch, index) for epoch, index in places]
+            supervised = sum(sum(marks) for _, marks in batch)
+            loss, norm = loop.update(_losses(loop, batch, settings.batch_size, supervised))
+            loop.tokens += supervised
+            rate = loop.optimizer.param_groups[0]["lr"]
+            row = {"step": loop.step, "epoch": round(last / rows.count, 4), "loss": loss, "lr": rate, "grad_norm": norm}
+            seconds = clock.lap()
+            speed = sum(len(tokens) for tokens, _ in batch) / seconds
+            loop.log({**row, "tokens": loop.tokens, "tokens_per_second": round(speed, 1)})
+            if valid and (loop.due(settings.eval_every) or loop.step == loop.steps):
+                eval_loss = _eval_loss(loop, valid, settings.batch_size)
+                loop.log({"step": loop.step, "eval_loss": eval_loss})
+                loop.consider(eval_loss, settings.keep_best)
+                clock.lap()
+            progress.advance(1, loss=loss, **({"eval": eval_loss} if eval_loss is not None else {}))
+            loop.finish_step()
+    if settings.keep_best:
+        loop.use_best()
+    deliver(loop, recipe)
+    return {
+        "steps": loop.step,
+        "loss": loss,
+        "eval_loss": eval_loss,
+        "best_eval_loss": loop.best_value,
+        "best_step": loop.best_step if valid else None,
+        "tokens": loop.tokens,
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def _losses(loop: Loop, batch: list[Row], size: int, supervised: int) -> Iterator[Callable[[], Tensor]]:
+    """Losses of this process's micro-batches; together, over all processes, they are the mean over tokens."""
+    own = batch[loop.accelerator.process_index :: loop.accelerator.num_processes]
+    pad = loop.loaded.tokenizer.pad_token_id
+    for at in range(0, len(own), size):
+        ids, chosen = padded(own[at : at + size], pad, loop.accelerator.device)
+        yield partial(_mean_loss, loop, ids, chosen, supervised)
+
+
+def _mean_loss(loop: Loop, ids: Tensor, chosen: Tensor, supervised: int) -> Tensor:
+    return -loop.logprobs(ids, chosen).sum() / supervised
+
+
+@torch.no_grad()
+def _eval_loss(loop: Loop, valid: list[Row], size: int) -> float:
+    """Mean negative log-prob over the supervised tokens of the validation rows."""
+    loop.loaded.model.eval()
+    total, count = 0.0, 0
+    order = sorted(valid, key=lambda row: len(row[0]))
+    for at in range(0, len(order), size):
+        ids, chosen = padded(order[at : at + size], loop.loaded.tokenizer.pad_token_id, loop.accelerator.device)
+        with loop.accelerator.autocast():
+            found = loop.logprobs(ids, chosen)
+        total, count = total - float(found.sum()), count + found.numel()
+    return total / count
