@@ -14,7 +14,7 @@ import torch
 
 from danlu.data.render import encode, prompt_text
 from danlu.generate import Sampling
-from danlu.models.decoder import Decoded, decode, snapshot, supports
+from danlu.models.decoder import Decoded, decode, plain_lora, snapshot, supports
 from danlu.models.load import Loaded
 from danlu.records import Completion, Message
 
@@ -26,7 +26,7 @@ class LocalGenerator:
         self.loaded, self.name, self.batch, self.thinking = loaded, name, batch, thinking
         self.think = loaded.think
         plain = loaded.model.get_base_model() if hasattr(loaded.model, "peft_config") else loaded.model
-        self._fast = supports(plain.config) and not _has_dora(loaded.model)
+        self._fast = supports(plain.config) and plain_lora(loaded.model)
         self._weights: Any = None
 
     def __enter__(self) -> LocalGenerator:
@@ -133,7 +133,3 @@ class LocalGenerator:
 def _seed(seed: int, keys: Sequence[str]) -> int:
     word = hashlib.blake2b("|".join([str(seed), *keys]).encode(), digest_size=4).digest()
     return int.from_bytes(word, "big") >> 1
-
-
-def _has_dora(model: Any) -> bool:
-    return any(getattr(config, "use_dora", False) for config in getattr(model, "peft_config", {}).values())

@@ -68,15 +68,30 @@ class Decoded:
 
 def supports(config: Any) -> bool:
     """Whether `snapshot` knows this architecture."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    plain = rope.get("rope_type", "default") in ("default", "llama3")
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}  # 5.x, 4.x
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    plain = kind in ("default", "llama3") and rope.get("partial_rotary_factor", 1) == 1
     windowed = getattr(config, "use_sliding_window", False)
     return (
         getattr(config, "model_type", "") in ARCHITECTURES
         and plain
+        and getattr(config, "hidden_act", "silu") in ("silu", "swish")
         and not windowed
         and not getattr(config, "mlp_bias", False)
     )
+
+
+def plain_lora(model: Any) -> bool:
+    """Whether all adapters of `model` are ones that `snapshot` can merge: LoRA on linear layers without extras."""
+    kinds = (getattr(config, "peft_type", "LORA") for config in getattr(model, "peft_config", {}).values())
+    if any(str(getattr(kind, "value", kind)) != "LORA" for kind in kinds):
+        return False
+    for module in model.modules():
+        if any(len(getattr(module, name, ())) for name in ("lora_embedding_A", "lora_magnitude_vector")):
+            return False
+        if any(b.bias is not None for b in getattr(module, "lora_B", {}).values()):
+            return False
+    return True
 
 
 def _matrix(module: Any, dtype: torch.dtype) -> Tensor:
@@ -233,7 +248,8 @@ def _pick(logits: Tensor, temperature: float, top_p: float, draw: Tensor | None)
             weights = torch.zeros_like(weights).scatter_(-1, order, ordered)
         totals = weights.cumsum(-1)
         # inverse of the cumulative distribution at a uniform number: one draw a token, whatever the batch
-        target = draw[:, None] * totals[:, -1:]
+        last = totals[:, -1:]
+        target = torch.minimum(draw[:, None] * last, torch.nextafter(last, torch.zeros_like(last)))
         chosen = torch.searchsorted(totals, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
     logprob = logits.gather(-1, chosen[:, None]).squeeze(-1) - logits.logsumexp(-1)
     return chosen, logprob
@@ -280,7 +296,7 @@ def decode(
     hidden_from = torch.arange(total, device=place)
     bias = torch.where(hidden_from[None] >= starts[:, None], 0.0, float("-inf")).to(dtype)
     draws = _draws(seed, keys, samples, max_tokens).to(place) if temperature > 0 else None
-    ends = torch.tensor(list(end_ids), device=place)
+    ends = torch.tensor(list(end_ids), dtype=torch.long, device=place)
     tokens = torch.full((rows, max_tokens), -1, device=place)
     logprobs = torch.zeros(rows, max_tokens, device=place)
     alive = torch.arange(rows, device=place)  # row of the output that each row of the batch belongs to

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from danlu import display
 from danlu.errors import DanluError
@@ -90,7 +91,8 @@ def _origin(spec: Model, start: str | None) -> tuple[Path | None, Path | None, d
             recorded = {**Model(id=used).model_dump(mode="json")}
             return base_dir(recorded), path, recorded
         return base_of(path), path, read_json(path / "danlu.json")["base"]
-    recorded = {**spec.model_dump(mode="json"), "id": str(path.resolve()) if path.is_dir() else start, "config": None}
+    recorded = {**spec.model_dump(mode="json"), "id": str(path.resolve()) if path.is_dir() else start}
+    recorded |= {"config": None, "revision": None}
     return base_dir(recorded), None, recorded
 
 
@@ -112,7 +114,7 @@ def _weights(folder: Path | None, spec: Model, seed: int, dtype: torch.dtype) ->
         options["quantization_config"] = _nf4(dtype)
     try:
         return AutoModelForCausalLM.from_pretrained(str(folder), **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DanluError(
             f"cannot load the model in {folder}: {str(error).strip().splitlines()[0]}",
             "it needs config.json and *.safetensors of a causal language model",
@@ -166,6 +168,9 @@ def load(
     DanluError names what is missing or does not fit.
     """
     folder, adapter, recorded = _origin(spec, start)
+    if spec.quantization == "nf4" and (folder is None or (train and lora is None)):
+        what = "a base with random weights" if folder is None else "method: full"
+        raise DanluError(f"model.quantization: nf4 does not go with {what}", "use a stored model and method: lora")
     if dtype is None:
         dtype = torch.float32 if train and lora is None else weight_dtype(spec.dtype)
     tokenizer, tokenizer_dir = _tokenizer(spec, folder, adapter)
@@ -175,8 +180,9 @@ def load(
             f"the tokenizer has {len(tokenizer)} tokens, the model only {model.get_input_embeddings().num_embeddings}",
             "model and tokenizer do not belong together",
         )
-    described = read_json(adapter / "danlu.json") if adapter and (adapter / "danlu.json").is_file() else {}
-    if adapter and described.get("base_dir"):
+    trained = adapter or folder  # what an earlier run wrote says how it was trained
+    described = read_json(trained / "danlu.json") if trained and (trained / "danlu.json").is_file() else {}
+    if described.pop("base_dir", None) and adapter:
         described["base_dir"] = str(base_of(adapter))
     if described.get("think"):
         think = ThinkFormat.from_dict(described["think"])
@@ -188,7 +194,11 @@ def load(
     if spec.quantization == "nf4" and train:
         from peft import prepare_model_for_kbit_training
 
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
+        model = prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
     elif gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -205,14 +215,19 @@ def load(
 def _with_start(model: Any, adapter: Path, more: bool) -> Any:
     from peft import PeftModel
 
-    if more and read_json(adapter / "adapter_config.json").get("modules_to_save"):
+    config = read_json(adapter / "adapter_config.json")
+    extras = ("modules_to_save", "use_dora", "lora_bias", "trainable_token_indices")
+    unfit = [name for name in extras if config.get(name)]
+    unfit += ["bias"] if config.get("bias", "none") != "none" else []
+    unfit += ["peft_type"] if config.get("peft_type", "LORA") != "LORA" else []
+    if more and unfit:
         raise DanluError(
-            f"cannot train on top of {adapter}: it has modules_to_save",
+            f"cannot train on top of {adapter}: it has {unfit[0]}",
             "merge that run first (danlu merge RUN), then train from the merged directory",
         )
     try:
         return PeftModel.from_pretrained(model, str(adapter), adapter_name="start", is_trainable=False)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DanluError(
             f"the adapter in {adapter} does not fit its base: {str(error).strip().splitlines()[0]}",
             "the base it was trained on is another one, or the files are damaged",
@@ -351,7 +366,9 @@ def summed_adapter(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
             for name in parts:
                 if name in module.scaling:
                     scales[name][path] = module.scaling[name]
-    ranks = {name: model.peft_config[name].r for name in parts}
+    ranks = {  # the largest, where a rank_pattern gives modules their own
+        name: max(value.shape[0] for key, value in part.items() if ".lora_A." in key) for name, part in parts.items()
+    }
     tensors: dict[str, torch.Tensor] = {}
     modules = sorted({key.rsplit(".lora_", 1)[0] for part in parts.values() for key in part if ".lora_" in key})
     for module in modules:
@@ -366,16 +383,16 @@ def summed_adapter(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
         for name, part in parts.items():
             a = part.get(f"{module}.lora_A.weight")
             b = part.get(f"{module}.lora_B.weight")
-            a_parts.append(a.float().cpu() if a is not None else torch.zeros(ranks[name], width))
-            b_parts.append(
-                b.float().cpu() * scales[name][module] if b is not None else torch.zeros(height, ranks[name])
-            )
+            a_part, b_part = torch.zeros(ranks[name], width), torch.zeros(height, ranks[name])
+            if a is not None and b is not None:
+                a_part[: a.shape[0]], b_part[:, : b.shape[1]] = a, b * scales[name][module]
+            a_parts.append(a_part)
+            b_parts.append(b_part)
         tensors[f"{module}.lora_A.weight"] = torch.cat(a_parts, 0).contiguous()
         tensors[f"{module}.lora_B.weight"] = torch.cat(b_parts, 1).contiguous()
     rest = {key: value.cpu().contiguous() for key, value in parts["default"].items() if ".lora_" not in key}
     config = model.peft_config["default"].to_dict()
     rank = sum(ranks.values())
-    targets = set(model.peft_config["start"].target_modules) | set(model.peft_config["default"].target_modules)
     config.update(
         r=rank,
         lora_alpha=rank,
@@ -383,6 +400,9 @@ def summed_adapter(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
         rank_pattern={},
         alpha_pattern={},
         inference_mode=True,
-        target_modules=sorted(targets),
+        target_modules=sorted({module.rpartition(".")[2] for module in modules}),  # "start" may hold a regex
+        layers_to_transform=None,
+        layers_pattern=None,
+        exclude_modules=None,
     )
     return tensors | rest, config

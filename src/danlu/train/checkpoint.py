@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from danlu import display
@@ -28,8 +29,11 @@ def save(
 ) -> Path:
     """Write checkpoint `step` and remove all but the `keep` newest. OSError (disk full) leaves the older ones."""
     target = folder / f"step_{step:06d}"
+    if _sound(target):  # the same step of the same run: nothing new
+        return target
     staged = folder / f".step_{step:06d}.staged"
-    shutil.rmtree(staged, ignore_errors=True)
+    for left in folder.glob(".step_*.staged"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     staged.mkdir(parents=True)
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(staged / "trainable.safetensors"))
@@ -41,14 +45,18 @@ def save(
             _fsync(file)
         write_json(staged / "manifest.json", {file.name: file_sha256(file) for file in sorted(staged.iterdir())})
         _fsync(staged)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
+        if isinstance(error, (RuntimeError, SafetensorError)):  # how torch and safetensors report a full disk
+            raise OSError(str(error).strip().splitlines()[0]) from error
         raise
     shutil.rmtree(target, ignore_errors=True)
     os.replace(staged, target)
     _fsync(folder)
-    for old in listed(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    found = listed(folder)
+    place = found.index(target) + 1
+    for other in [*found[: max(0, place - keep)], *found[place:]]:  # later ones are damaged: we resumed before them
+        shutil.rmtree(other, ignore_errors=True)
     return target
 
 
@@ -60,14 +68,18 @@ def listed(folder: Path) -> list[Path]:
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint whose files match its manifest; torn ones are skipped with a warning."""
     for path in reversed(listed(folder)):
-        try:
-            wanted = read_json(path / "manifest.json")
-            if all(file_sha256(path / name) == value for name, value in wanted.items()):
-                return path
-        except (OSError, DanluError):
-            pass  # falls through to the warning: a torn checkpoint is data, the next one is tried
+        if _sound(path):
+            return path
         display.warn(f"{path} is damaged and is skipped")
     return None
+
+
+def _sound(path: Path) -> bool:
+    try:
+        wanted = read_json(path / "manifest.json")
+        return all(file_sha256(path / name) == value for name, value in wanted.items())
+    except (OSError, DanluError, AttributeError):
+        return False  # a torn checkpoint is data: the one before it is tried
 
 
 def load(path: Path) -> tuple[Tensors, Any, dict[str, Any], Tensors | None]:

@@ -33,7 +33,7 @@ from danlu.rewards import total
 from danlu.rewards.verify import verify
 from danlu.run import Run
 from danlu.train.deliver import deliver, write_rejected
-from danlu.train.loop import Clock, Loop, padded, peak_memory, row_order
+from danlu.train.loop import Clock, Loop, learning_rate, padded, peak_memory, row_order
 
 
 @dataclass
@@ -209,14 +209,14 @@ def _updates(loop: Loop, settings: Grpo, used: list[Rollout], tokens: int) -> di
     if settings.kl > 0:
         with reference(loop.loaded.model):
             _remember(loop, settings, batches, "ref")
-    for _ in range(settings.iterations):
+    for _ in range(min(settings.iterations, loop.steps - loop.step)):
         sums = {"kl": 0.0, "clipped": 0.0, "tokens": 0.0}
+        figures["lr"] = learning_rate(settings.optimizer, loop.step, loop.steps)
         if batches:
             losses = (_loss_of(loop, settings, batch, tokens, sums) for batch in batches)
             figures["loss"], figures["grad_norm"] = loop.update(losses)
         else:  # nothing to learn from this step
             loop.step += 1
-        figures["lr"] = loop.optimizer.param_groups[0]["lr"]
         if sums["tokens"]:
             figures["kl"], figures["clip_fraction"] = sums["kl"] / sums["tokens"], sums["clipped"] / sums["tokens"]
     return figures

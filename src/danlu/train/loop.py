@@ -179,6 +179,8 @@ class Loop:
             if optimizer.get("scaler") and self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(optimizer["scaler"])
             torch.set_rng_state(optimizer["rng"])
+            if torch.cuda.is_available() and optimizer.get("cuda_rng"):
+                torch.cuda.set_rng_state_all(optimizer["cuda_rng"])
             self.step = step = state["step"]
             self.best_value, self.best_step, self.tokens = state["best_value"], state["best_step"], state["tokens"]
             display.say(f"resuming {self.run.path} at step {step}")
@@ -194,6 +196,7 @@ class Loop:
         held = {
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         state = {"best_value": self.best_value, "best_step": self.best_step, "tokens": self.tokens}
@@ -245,6 +248,8 @@ class Loop:
 
     def consider(self, value: float, keep: bool) -> None:
         """Remember the current weights if `value` is the best so far."""
+        if not math.isfinite(value):
+            return
         better = self.best_value is None or self._sign * value > self._sign * self.best_value
         if better:
             self.best_value, self.best_step = value, self.step

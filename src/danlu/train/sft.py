@@ -65,11 +65,11 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
         supervised_tokens=counted.supervised_tokens,
     )
     effective = settings.batch_size * settings.accumulation
-    steps = settings.steps or math.ceil(settings.epochs * len(rendered) / effective)
+    total_rows = None if settings.steps else max(1, round(settings.epochs * len(rendered)))
+    steps = settings.steps or math.ceil((total_rows or 1) / effective)
     loop = Loop(run, settings, loaded, steps, largest_is_best=False)
     loop.resume()
     rows = _Rows(recipe, loaded, prepared.train, rendered)
-    total_rows = None if settings.steps else round(settings.epochs * len(rendered))
     return _train(loop, recipe, rows, valid, total_rows)
 
 

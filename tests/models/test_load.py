@@ -1,0 +1,334 @@
+"""Loading: bases, adapters and adapters on adapters; what is delivered equals what was trained; errors with hints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from danlu.errors import DanluError
+from danlu.models.load import Loaded, load, reference, save_artifact, trainable
+from danlu.models.locate import base_dir, base_of
+from danlu.models.tokenizer import end_token_ids, load_tokenizer, think_format, token_ids
+from danlu.recipe import Lora, Model
+from danlu.run import read_json
+from tiny_models import adapter, build, describe
+
+IDS = torch.tensor([[5, 99, 300, 7, 41, 2, 480, 77]])
+PLAIN = Lora(r=4, alpha=6)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    build(folder, "qwen3", tied=False)
+    return folder
+
+
+def spec(folder: Path, **fields: Any) -> Model:
+    return Model(id=str(folder), dtype="fp32", **fields)
+
+
+def logits(model: Any) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def moved(loaded: Loaded, seed: int = 0) -> Loaded:
+    """The model as after training: everything trainable is somewhere else."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for value in trainable(loaded.model).values():
+            value.add_(torch.randn_like(value) * 0.1)
+    return loaded
+
+
+def delivered(loaded: Loaded, folder: Path) -> Path:
+    folder.mkdir()
+    save_artifact(loaded, folder, notice="demo only", parents=["earlier"])
+    return folder
+
+
+def by_peft(artifact: Path, base: Path) -> torch.Tensor:
+    from peft import PeftModel
+
+    return logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), artifact))
+
+
+def close(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+# ---- what is delivered is what was trained
+
+KINDS = {
+    "lora": Lora(r=4, alpha=6),
+    "rslora": Lora(r=9, alpha=6, rslora=True),
+    "few targets": Lora(r=2, targets=["v_proj"]),
+    "head and embedding": Lora(r=4, modules_to_save=["embed_tokens", "lm_head"]),
+}
+
+
+@pytest.mark.parametrize("lora", KINDS.values(), ids=KINDS.keys())
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_delivered_adapter_is_what_was_trained(base: Path, tmp_path: Path, lora: Lora, tied: bool) -> None:
+    if tied:
+        base = tmp_path / "tied"
+        build(base, "qwen2", tied=True)
+    loaded = moved(load(spec(base), lora=lora, train=True))
+    trained = logits(loaded.model)
+    assert (trained - logits(load(spec(base)).model)).abs().max() > 0.05
+    artifact = delivered(loaded, tmp_path / "artifact")
+    close(by_peft(artifact, base), trained)
+    close(logits(load(spec(base), str(artifact)).model), trained)
+    told = read_json(artifact / "danlu.json")
+    assert (told["kind"], told["notice"], told["parents"]) == ("adapter", "demo only", ["earlier"])
+    assert told["base"]["id"] == str(base.resolve())
+    assert base_of(artifact) == base
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Lora(r=4, alpha=6), Lora(r=3, alpha=8)),
+        (Lora(r=4, alpha=6, targets=["q_proj", "v_proj"]), Lora(r=2, alpha=2, targets=["v_proj", "down_proj"])),
+        (Lora(r=4, alpha=6, rslora=True), Lora(r=4, alpha=16, rslora=True)),
+        (Lora(r=4, alpha=6), Lora(r=2, modules_to_save=["lm_head"])),
+    ],
+    ids=["lora", "other targets", "rslora", "with a trained head"],
+)
+def test_training_on_an_adapter_delivers_their_sum(base: Path, tmp_path: Path, first: Lora, second: Lora) -> None:
+    one = delivered(moved(load(spec(base), lora=first, train=True)), tmp_path / "one")
+    started = logits(load(spec(base), str(one)).model)
+    loaded = load(spec(base), str(one), lora=second, train=True)
+    close(logits(loaded.model), started)  # B starts at zero
+    assert all(".default." in name for name in trainable(loaded.model))
+    moved(loaded, seed=7)
+    trained = logits(loaded.model)
+    assert (trained - started).abs().max() > 0.02
+    with reference(loaded.model):
+        close(logits(loaded.model), started)
+    close(logits(loaded.model), trained)
+    assert all(".default." in name for name in trainable(loaded.model))
+    two = delivered(loaded, tmp_path / "two")
+    assert read_json(two / "adapter_config.json")["r"] == first.r + second.r
+    close(by_peft(two, base), trained)
+    close(logits(load(spec(base), str(two)).model), trained)
+    if not second.modules_to_save:  # and once more on top
+        three = delivered(moved(load(spec(base), str(two), lora=PLAIN, train=True), 9), tmp_path / "three")
+        assert read_json(three / "adapter_config.json")["r"] == first.r + second.r + PLAIN.r
+        by_peft(three, base)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": r"model\.layers\.\d+\.(self_attn|mlp)\.(q_proj|down_proj)"},
+        {"rank_pattern": {"q_proj": 2, "down_proj": 7}, "alpha_pattern": {"q_proj": 5}},
+        {"layers_to_transform": [1]},
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_training_on_somebody_elses_adapter(base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    foreign = adapter(base, tmp_path / "foreign", **settings)
+    loaded = moved(load(spec(base), str(foreign), lora=PLAIN, train=True))
+    two = delivered(loaded, tmp_path / "two")
+    close(by_peft(two, base), logits(loaded.model))
+    assert base_of(two) == base
+
+
+def test_an_adapter_without_training_is_delivered_as_it_is(base: Path, tmp_path: Path) -> None:
+    one = delivered(moved(load(spec(base), lora=PLAIN, train=True)), tmp_path / "one")
+    again = delivered(load(spec(base), str(one)), tmp_path / "again")
+    assert sorted(path.name for path in again.iterdir()) == sorted(path.name for path in one.iterdir())
+    close(by_peft(again, base), by_peft(one, base))
+
+
+def test_a_fully_trained_model_is_a_model_folder(base: Path, tmp_path: Path) -> None:
+    loaded = moved(load(spec(base, think="reasoning_answer"), train=True))
+    trained = logits(loaded.model)
+    artifact = delivered(loaded, tmp_path / "artifact")
+    assert read_json(artifact / "danlu.json")["kind"] == "model"
+    again = load(spec(base), str(artifact))
+    close(logits(again.model), trained)
+    assert again.think == loaded.think  # as trained, not as the template would have it
+    assert again.think.style == "reasoning_answer"
+    assert again.described["base"]["id"] == str(artifact.resolve())
+
+
+def test_a_random_base_travels_with_its_adapter(base: Path, tmp_path: Path) -> None:
+    made = Model(id="nothing", config=str(base / "config.json"), tokenizer=str(base), dtype="fp32")
+    loaded = load(made, lora=Lora(r=4, modules_to_save=["lm_head"]), train=True, seed=5)
+    assert loaded.random_base
+    moved(loaded)
+    artifact = delivered(loaded, tmp_path / "artifact")
+    assert base_of(artifact) == (artifact / "base").resolve()
+    close(logits(load(made, str(artifact)).model), logits(loaded.model))
+    close(by_peft(artifact, artifact / "base"), logits(loaded.model))
+    untouched = logits(load(made, seed=5).model)
+    close(logits(load(spec(artifact / "base")).model), untouched)
+    assert (logits(load(made, seed=6).model) - untouched).abs().max() > 0.05
+
+
+def test_a_random_base_stays_reachable_from_the_next_stage(base: Path, tmp_path: Path) -> None:
+    build(tmp_path / "tied", "qwen2", tied=True)
+    made = Model(id="nothing", config=str(tmp_path / "tied" / "config.json"), tokenizer=str(base), dtype="fp32")
+    one = delivered(moved(load(made, lora=PLAIN, train=True)), tmp_path / "one")
+    loaded = moved(load(made, str(one), lora=PLAIN, train=True))
+    assert not loaded.random_base
+    two = delivered(loaded, tmp_path / "two")
+    assert base_of(two) == (one / "base").resolve()
+    close(logits(load(made, str(two)).model), logits(loaded.model))
+
+
+def test_a_run_is_opened_through_its_artifact(base: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    with pytest.raises(DanluError, match="has no artifact") as caught:
+        load(spec(base), str(run))
+    assert "--resume" in caught.value.hint
+    loaded = moved(load(spec(base), lora=PLAIN, train=True))
+    delivered(loaded, run / "artifact")
+    close(logits(load(Model(id="elsewhere", dtype="fp32"), str(run)).model), logits(loaded.model))
+
+
+def test_the_seed_fixes_the_new_adapter(base: Path) -> None:
+    def drawn(seed: int) -> list[torch.Tensor]:
+        return [p.detach() for p in trainable(load(spec(base), lora=PLAIN, train=True, seed=seed).model).values()]
+
+    one, same, other = drawn(1), drawn(1), drawn(2)
+    assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_what_is_trainable(base: Path) -> None:
+    assert trainable(load(spec(base)).model) == {}
+    assert len(trainable(load(spec(base), train=True).model)) == len(list(load(spec(base)).model.parameters()))
+    names = trainable(load(spec(base), lora=Lora(targets=["q_proj"]), train=True).model)
+    assert len(names) == 2 * 2
+    assert all("lora_" in name for name in names)
+
+
+# ---- what cannot work says so
+
+
+def test_errors_say_what_and_what_to_do(base: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    build(other, "qwen2")
+    (tmp_path / "empty").mkdir()
+    small = tmp_path / "small"
+    build(small, "qwen3")
+    settings = json.loads((small / "config.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(small)
+    model.resize_token_embeddings(300)
+    model.save_pretrained(small)
+    assert settings["vocab_size"] > 300
+    damaged = tmp_path / "damaged"
+    build(damaged, "qwen3")
+    (damaged / "model.safetensors").write_bytes((damaged / "model.safetensors").read_bytes()[:1000])
+    foreign = adapter(base, tmp_path / "foreign", modules_to_save=["lm_head"])
+    describe(base)
+    nameless = adapter(base, tmp_path / "nameless")
+    config = json.loads((nameless / "adapter_config.json").read_text())
+    (nameless / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    unfit = adapter(base, tmp_path / "unfit")
+    config = json.loads((unfit / "adapter_config.json").read_text())
+    (unfit / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(other)}))
+    dora = adapter(base, tmp_path / "dora", use_dora=True)
+    made = Model(config=str(base / "config.json"), dtype="fp32")
+    cases = [
+        (lambda: load(spec(tmp_path / "empty")), "no tokenizer in", "tokenizer.json"),
+        (lambda: load(spec(damaged)), "cannot load the model", "safetensors"),
+        (lambda: load(spec(small)), "the model only 300", "do not belong together"),
+        (lambda: load(spec(base), str(nameless)), "does not name its base", "base_model_name_or_path"),
+        (lambda: load(spec(base), str(unfit)), "does not fit its base", "another one"),
+        (lambda: load(spec(base), str(foreign), lora=PLAIN, train=True), "modules_to_save", "merge"),
+        (lambda: load(spec(base), str(dora), lora=PLAIN, train=True), "use_dora", "merge"),
+        (lambda: load(spec(base), lora=Lora(targets=["nothing"]), train=True), "LoRA does not fit", "lora.targets"),
+        (lambda: load(made), "needs model.tokenizer", "model.tokenizer"),
+        (lambda: load(made.model_copy(update={"config": "no.json", "tokenizer": str(base)})), "no.json", "config.json"),
+        (lambda: load(spec(base, quantization="nf4"), train=True), "method: full", "method: lora"),
+        (lambda: base_dir({"id": "x", "config": "some.json"}), "random weights", "train it again"),
+        (lambda: base_dir({"id": "no/such-model"}), "cannot get the base model no/such-model", "HF_ENDPOINT"),
+        (lambda: token_ids(load_tokenizer(base), ["<think>", "<nope>"]), "'<nope>' is not a token", "tokenizer"),
+    ]
+    for act, what, hint in cases:
+        with pytest.raises(DanluError) as caught:
+            act()
+        assert what in caught.value.message, caught.value.message
+        assert "\n" not in caught.value.message
+        assert hint in caught.value.hint, caught.value.hint
+
+
+def test_reference_needs_an_adapter(base: Path) -> None:
+    with pytest.raises(DanluError, match="needs a LoRA adapter"), reference(load(spec(base), train=True).model):
+        pass
+
+
+# ---- tokenizer, end tokens, think-format
+
+
+def test_end_tokens_come_from_every_place_in_order(tmp_path: Path) -> None:
+    build(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    names = tokenizer.convert_ids_to_tokens(end_token_ids(tmp_path, tokenizer))
+    assert names == ["<|im_end|>", "<|endoftext|>"]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 3}))
+    assert end_token_ids(tmp_path, tokenizer) == [3, tokenizer.eos_token_id]
+    (tmp_path / "generation_config.json").unlink()
+    assert end_token_ids(tmp_path, tokenizer) == [tokenizer.eos_token_id]
+    assert token_ids(tokenizer, ["<|im_end|>"]) == [tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize(("kind", "style"), [("chatml", "think"), ("r1", "think"), ("llama3", "none")])
+def test_a_loaded_model_knows_its_format(tmp_path: Path, kind: str, style: str) -> None:
+    build(tmp_path, "llama" if kind == "llama3" else "qwen2", kind)
+    loaded = load(spec(tmp_path))
+    assert loaded.think == think_format(tmp_path, loaded.tokenizer)
+    assert loaded.think.style == style
+    assert loaded.end_ids[0] == loaded.tokenizer.eos_token_id
+    assert loaded.tokenizer.pad_token_id is not None
+    describe(tmp_path)
+    recorded = read_json(tmp_path / "danlu.json")
+    recorded["think"]["bridge"] = "\n</think>\n"
+    (tmp_path / "danlu.json").write_text(json.dumps(recorded))
+    assert load(spec(tmp_path)).think.bridge == "\n</think>\n"
+
+
+# ---- 4 bit
+
+
+def test_nf4_on_the_cpu_trains_and_its_adapter_loads(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from danlu.models.decoder import decode, snapshot
+    from danlu.train.loop import TokenLogProbs
+
+    four = spec(base, quantization="nf4")
+    loaded = load(four, lora=PLAIN, train=True, gradient_checkpointing=True)
+    assert any(type(p).__name__ == "Params4bit" for p in loaded.model.parameters())
+    chosen = torch.ones_like(IDS, dtype=torch.bool)
+    chosen[:, 0] = False
+    optimizer = torch.optim.AdamW(trainable(loaded.model).values(), lr=1e-2)
+    loaded.model.train()
+    losses = []
+    for _ in range(4):
+        loss = -TokenLogProbs(loaded.model)(IDS, chosen).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.05
+    trained = logits(loaded.model)
+    artifact = delivered(loaded, tmp_path / "artifact")
+    close(logits(load(four, str(artifact)).model), trained, 1e-4)
+    exact = logits(load(spec(base), str(artifact)).model)  # the same adapter over the unquantised base: near
+    assert 0 < (exact - trained).abs().mean() < 0.5 * exact.std()
+    ((one,),) = decode(snapshot(loaded.model), [IDS[0].tolist()], max_tokens=5, end_ids=[])
+    out = loaded.model.generate(input_ids=IDS, max_new_tokens=5, do_sample=False, eos_token_id=-1)
+    assert one.tokens == out[0, IDS.shape[1] :].tolist()
