@@ -77,7 +77,7 @@ def write(tmp_path: Path) -> Callable[[str, Any], str]:
 
 @pytest.fixture
 def hub() -> Iterator[Callable[[dict[str, bytes]], str]]:
-    """hub({path: content}) serves the data set acme/pots as both hubs do; returns its endpoint."""
+    """hub({path: content}) serves the data set (or model) acme/pots as both hubs do; returns its endpoint."""
     servers = []
 
     def serve(repository: dict[str, bytes]) -> str:
@@ -98,9 +98,11 @@ def _handler(repository: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            name = path.removeprefix(f"/datasets/acme/pots/resolve/{sha}/")
+            name = path.removeprefix("/datasets").removeprefix(f"/acme/pots/resolve/{sha}/")
+            path = path.replace("/api/models/", "/api/datasets/")  # a model repository of the same name
             if path == "/api/datasets/acme/pots/revision/main":
-                self.answer(json.dumps({"id": "acme/pots", "sha": sha}).encode())
+                siblings = [{"rfilename": key} for key in repository]
+                self.answer(json.dumps({"id": "acme/pots", "sha": sha, "siblings": siblings}).encode())
             elif path == f"/api/datasets/acme/pots/tree/{sha}":
                 entries = [
                     {"type": "file", "path": key, "size": len(value), "oid": hashlib.sha1(value).hexdigest()}

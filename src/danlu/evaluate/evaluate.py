@@ -28,7 +28,7 @@ REPORT_VERSION = 1
 
 
 def benchmarks_of(recipe: Recipe, domain: Domain | None) -> Benchmarks:
-    """The rows of `recipe.eval.benchmarks` by name; rows that cannot be read are an error, never left out."""
+    """The rows of `recipe.eval.benchmarks` by name; rows without a usable question and gold are named in a warning."""
     from danlu.data.sources import load
 
     found: Benchmarks = {}
@@ -36,7 +36,14 @@ def benchmarks_of(recipe: Recipe, domain: Domain | None) -> Benchmarks:
         if item.name in found:
             raise DanluError(f"two benchmarks are called {item.name!r}", "give each entry of eval.benchmarks a name")
         fields = {key: getattr(item, key) for key in ("path", "split", "subset", "limit", "seed", "columns")}
-        found[item.name] = load(Source(**fields), domain).rows
+        loaded = load(Source(**fields), domain, on_bad_row="skip", needs="target")
+        if loaded.rejected:
+            first = loaded.rejected[0]
+            display.warn(
+                f"benchmark {item.name}: {len(loaded.rejected)} rows cannot be scored and are left out"
+                f" (the first: {first.origin} line {first.line}: {first.reason})"
+            )
+        found[item.name] = loaded.rows
     return found
 
 
