@@ -19,7 +19,6 @@ import hashlib
 import json
 import random
 import re
-import sys
 import time
 from pathlib import Path
 
@@ -254,14 +253,25 @@ def main() -> None:
         tokenizer, options.steps, options.rows, options.length, options.lr, options.seed, options.state
     )
     options.out.mkdir(parents=True, exist_ok=True)
+    model.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
     model.to(torch.bfloat16).save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
+    (options.out / "model.safetensors").chmod(0o644)
     hashes = {
         name: hashlib.sha256((options.out / name).read_bytes()).hexdigest()
-        for name in ("model.safetensors", "tokenizer.json", "chat_template.jinja", "config.json")
+        for name in (
+            "model.safetensors",
+            "tokenizer.json",
+            "chat_template.jinja",
+            "config.json",
+            "generation_config.json",
+        )
     }
     provenance = {
-        "command": "python scripts/pretrain_tiny.py " + " ".join(sys.argv[1:]).replace(str(options.out), "OUT"),
+        "command": "python scripts/pretrain_tiny.py --out OUT "
+        + " ".join(
+            f"--{name} {getattr(options, name)}" for name in ("steps", "rows", "length", "lr", "seed", "threads")
+        ),
         "seed": options.seed,
         "steps": options.steps,
         "tokens": options.steps * options.rows * options.length,

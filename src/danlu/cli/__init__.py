@@ -6,6 +6,7 @@ usage); 130 Ctrl-C and 143 SIGTERM, after the stage saved what it could. `-v` ad
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -20,6 +21,8 @@ from danlu.errors import DanluError, Stopped
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = sys.argv[1:] if argv is None else argv
+    # threads that spin while they wait make small models several times slower on a busy machine; read by torch's OpenMP
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verbose = "-v" in args or "--verbose" in args
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)

@@ -279,30 +279,10 @@ def show_verify(name: str, as_json: bool) -> int:
 
 
 def show_demo(seed: int, out: Path | None, as_json: bool) -> None:
-    from danlu.demo import demo
+    from danlu.demo import demo, free_directory, told
 
-    out = out or runs_root() / "demo"
-    result = demo(seed, out)
+    result = demo(seed, out or free_directory(runs_root()))
     if as_json:
         print_json(result)
-        return
-    rows = [
-        (
-            stage["name"],
-            _percent(stage["accuracy"]),
-            f"[{_percent(stage['ci'][0])}, {_percent(stage['ci'][1])}]",
-            _percent(stage["format_rate"]),
-            _percent(stage["stop_rate"]),
-            duration(stage["seconds"]),
-        )
-        for stage in result["stages"]
-    ]
-    table(("STAGE", "ACCURACY", "95 % CI", "WELL FORMED", "STOPS", "TOOK"), rows)
-    for step in result["steps"]:
-        figures = f"{100 * step['difference']:+.1f} points, p {step['p']:.2g}"
-        print(f"{step['from']} -> {step['to']}: {step['verdict']} ({figures})")
-    print(
-        f"export {'checked' if result['export']['ok'] else 'FAILED its checks'}; {duration(result['seconds'])} in all"
-    )
-    for name, path in result["artifacts"].items():
-        print(f"{name}: {path}")
+    else:
+        print(told(result))

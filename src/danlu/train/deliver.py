@@ -13,13 +13,12 @@ from danlu.train.loop import Loop
 
 
 def deliver(loop: Loop, recipe: Recipe) -> None:
-    """Write the artifact (main process only) and close the trackers."""
-    if loop.accelerator.is_main_process:
-        domain = domains.load(recipe.domain)
-        uses_world = any(source.path.startswith("world:") for source in [*recipe.data.train, *recipe.grpo.data])
-        notice = domain.world.notice if domain.world and uses_world else domain.notice
-        with loop.run.delivering() as staged:
-            save_artifact(loop.loaded, staged, notice=notice, parents=[loop.run.name])
+    """Write the artifact and close the trackers."""
+    domain = domains.load(recipe.domain)
+    uses_world = any(source.path.startswith("world:") for source in [*recipe.data.train, *recipe.grpo.data])
+    notice = domain.world.notice if domain.world and uses_world else domain.notice
+    with loop.run.delivering() as staged:
+        save_artifact(loop.loaded, staged, notice=notice, parents=[loop.run.name])
     if loop.settings.track:
         loop.accelerator.end_training()
 

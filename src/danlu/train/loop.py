@@ -1,12 +1,12 @@
 """What SFT and GRPO share: optimizer, schedule, one update, checkpoints, signals, the best state, metrics.
 
-The loop runs over accelerate (device, mixed precision, several processes, trackers) and knows nothing of what is
+The loop runs over accelerate (device, mixed precision, trackers) and knows nothing of what is
 trained: a stage gives micro-batches whose losses add up to the loss of the step. Which rows a step sees is a pure
 function of (seed, step), so a resumed run sees what an uninterrupted one would have seen.
 
 A NaN or infinite loss or gradient stops the run before the weights are touched, and the state before it is saved.
 Ctrl-C and SIGTERM finish the step, save, and end with 130 or 143.
-Not covered: changing the number of processes between a run and its resume.
+Not covered yet: several processes (refused).
 """
 
 from __future__ import annotations
@@ -149,6 +149,8 @@ class Loop:
             log_with=list(settings.track) or None,
             project_dir=str(run.path),
         )
+        if self.accelerator.num_processes > 1:
+            raise DanluError("training runs in one process for now", "start it without torchrun / accelerate launch")
         if settings.track:
             self.accelerator.init_trackers("danlu", init_kwargs={})
         self.params = trainable(loaded.model)
@@ -190,8 +192,6 @@ class Loop:
 
     def save(self) -> Any:
         """Write a checkpoint of the current step. A full disk ends the run; the older checkpoint stays."""
-        if not self.accelerator.is_main_process:
-            return None
         scaler = self.accelerator.scaler
         held = {
             "optimizer": self.optimizer.state_dict(),
@@ -226,10 +226,8 @@ class Loop:
         for loss_of in losses:
             with self.accelerator.autocast():
                 loss = loss_of()
-            # every process adds its own share; DDP averages, the loss of the step is the sum
-            self.accelerator.backward(loss * self.accelerator.num_processes)
+            self.accelerator.backward(loss)
             total = total + loss.detach()
-        total = self.accelerator.reduce(torch.as_tensor(total), "sum")
         norm = self.accelerator.clip_grad_norm_(list(self.params.values()), self.settings.optimizer.clip)
         value, norm_value = float(total), float(norm) if norm is not None else 0.0
         scaling = self.accelerator.scaler is not None  # fp16: the scaler itself skips steps with overflow
@@ -265,8 +263,7 @@ class Loop:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl (and to the trackers)."""
-        if self.accelerator.is_main_process:
-            self.run.log(row)
+        self.run.log(row)
         if self.settings.track:
             self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=row.get("step"))
 

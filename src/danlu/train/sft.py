@@ -1,7 +1,6 @@
 """The SFT stage: cross entropy on the completion's tokens (reasoning, answer, end token), LoRA or full.
 
-The loss of a step is the sum over its supervised tokens divided by their number, over all micro-batches and
-processes: batch size and accumulation do not change it. Departure from TRL's default, which averages the means of
+The loss of a step is the sum over its supervised tokens divided by their number, over all micro-batches: batch size and accumulation do not change it. Departure from TRL's default, which averages the means of
 micro-batches. Not covered yet: packing, fast kernels, halving the batch when memory runs out.
 """
 
@@ -147,11 +146,10 @@ def _train(loop: Loop, recipe: Recipe, rows: _Rows, valid: list[Row], total_rows
 
 
 def _losses(loop: Loop, batch: list[Row], size: int, supervised: int) -> Iterator[Callable[[], Tensor]]:
-    """Losses of this process's micro-batches; together, over all processes, they are the mean over tokens."""
-    own = batch[loop.accelerator.process_index :: loop.accelerator.num_processes]
+    """Losses of the micro-batches; together they are the mean over the supervised tokens of the step."""
     pad = loop.loaded.tokenizer.pad_token_id
-    for at in range(0, len(own), size):
-        ids, chosen = padded(own[at : at + size], pad, loop.accelerator.device)
+    for at in range(0, len(batch), size):
+        ids, chosen = padded(batch[at : at + size], pad, loop.accelerator.device)
         yield partial(_mean_loss, loop, ids, chosen, supervised)
 
 
