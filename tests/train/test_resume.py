@@ -48,7 +48,7 @@ def files(tmp_path: Path, runs: Path) -> dict[str, Path]:
     rows, questions = write_rows(tmp_path / "rows.jsonl"), write_questions(tmp_path / "questions.jsonl")
     shared = {"save_every": 2, "steps": steps, "lora": {"r": 4, "alpha": 8, "dropout": 0.1}}
     sft = recipe(base, rows, data={"valid_fraction": 0.25}, sft={**shared, "eval_every": 3, "batch_size": 2})
-    more = {"temperature": 1.3, "valid": str(questions), "eval_every": 3, "steps": 12, "kl": 0.01}
+    more = {"temperature": 1.6, "valid": str(questions), "eval_every": 3, "steps": 12, "kl": 0.01}
     grpo = recipe(trained(), questions, grpo=shared | more)
     for name, made in (("sft", sft), ("grpo", grpo)):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(made.resolved(), allow_unicode=True), "utf-8")

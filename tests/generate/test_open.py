@@ -1,0 +1,79 @@
+"""One way to open anything that answers: model folders, runs, adapters, GGUF files and exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from danlu.errors import DanluError
+from danlu.export.gguf import write_gguf
+from danlu.generate import Sampling
+from danlu.generate.gguf import GgufGenerator
+from danlu.generate.local import LocalGenerator
+from danlu.generate.open import open_generator
+from danlu.models.load import load, save_artifact
+from danlu.recipe import Lora, Model, Recipe
+from tiny_models import CHATS, trained
+
+PROMPTS = [[{"role": "user", "content": question}] for question, _, _ in CHATS]
+
+
+def recipe(base: Path) -> Recipe:
+    return Recipe(name="x", model=Model(id=str(base), dtype="fp32"))
+
+
+def right(opened: object) -> bool:
+    with opened as generator:  # type: ignore[attr-defined]
+        found = dict(generator.generate(PROMPTS, Sampling(max_tokens=48)))
+    return all(found[n][0].answer == answer for n, (_, _, answer) in enumerate(CHATS))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run whose adapter changes nothing (its B is zero)."""
+    folder = tmp_path / "tuned"
+    (folder / "artifact").mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    save_artifact(load(recipe(trained()).model, lora=Lora(r=2), train=True), folder / "artifact")
+    return folder
+
+
+def test_the_recipes_own_model() -> None:
+    opened = open_generator(str(trained()), recipe(trained()))
+    assert isinstance(opened, LocalGenerator)
+    assert opened.name == trained().name
+    assert opened.batch == 64
+    assert right(opened)
+
+
+def test_a_run_brings_its_own_base(run: Path) -> None:
+    for target in (run, run / "artifact"):
+        opened = open_generator(str(target), Recipe(name="x", model=Model(id="elsewhere", dtype="fp32")))
+        assert opened.name == target.name
+        assert right(opened)
+
+
+def test_a_gguf_file_and_the_export_that_holds_it(tmp_path: Path) -> None:
+    (tmp_path / "export" / "artifact").mkdir(parents=True)
+    (tmp_path / "export" / "run.json").write_text("{}")
+    file = write_gguf(trained(), tmp_path / "export" / "artifact" / "model.gguf", "f32")
+    for target in (file, tmp_path / "export"):
+        opened = open_generator(str(target), recipe(trained()))
+        assert isinstance(opened, GgufGenerator)
+        assert right(opened)
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "run.json").write_text("{}")
+    cases = [
+        (str(tmp_path / "no.gguf"), "no.gguf does not exist", "danlu export"),
+        (str(tmp_path / "unfinished"), "has no artifact", "--resume"),
+        ("no/such-model", "cannot get the base model no/such-model", "local directory"),
+    ]
+    for target, what, hint in cases:
+        with pytest.raises(DanluError) as caught:
+            open_generator(target, recipe(trained()))
+        assert what in caught.value.message
+        assert hint in caught.value.hint
