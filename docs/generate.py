@@ -1,0 +1,239 @@
+"""Write the generated parts of the docs: the options of a recipe and the pages of the command line.
+
+    python docs/generate.py            # rewrites what stands between the markers; tests/test_docs.py checks it
+
+Both come from the code (pydantic fields, the commands' parameters), so they cannot say what is not so. Chinese
+descriptions are kept here, beside the English ones of the code; one that is missing stays English.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from danlu import recipe
+from danlu.cli.app import commands
+
+DOCS = Path(__file__).parent
+HEADS = {
+    "en": ("key", "takes", "default", "meaning"),
+    "zh": ("键", "取值", "默认", "含义"),
+}
+CLI_HEADS = {"en": ("argument", "default", "meaning"), "zh": ("参数", "默认", "含义")}
+REQUIRED = {"en": "required", "zh": "必填"}
+ABSENT = {"en": "off unless given", "zh": "不写就不启用"}
+ZH = {
+    "config.json to build a model with random weights from (no download)": "按该 config.json 随机初始化（不下载）",
+    "tokenizer directory or id, when it is not the model's": "分词器目录或 id；与模型不同源时才写",
+    "reasoning format; auto asks the chat template": "推理格式；auto 表示去问对话模板",
+    "our name -> the file's column": "我们的字段名 -> 文件里的列名",
+    "share of rows that are masked": "被遮盖的行所占比例",
+    "least and most terms masked in a row": "一行里最少、最多遮几个术语",
+    "validation rows; empty: valid_fraction of the training rows": "验证集；留空则从训练行里切 valid_fraction",
+    "system prompt put before rows that have none": "给没有 system 的行补上的系统提示",
+    "tokens of prompt + completion": "提示与回答合计的 token 上限",
+    "largest gradient norm": "梯度范数上限",
+    "share of all steps": "占总步数的比例",
+    "steps; 0: at the end only": "步数；0 表示只在结束时",
+    "steps; 0: when interrupted and at the end only": "步数；0 表示只在被中断时和结束时",
+    "rows of a micro-batch": "一个微批的行数",
+    "optimizer steps; overrides epochs": "优化步数；写了就不看 epochs",
+    "deliver the adapter with the lowest eval loss": "交付验证损失最低时的适配器",
+    "rows with a gold answer; empty: data.train": "带标准答案的行；留空用 data.train",
+    "held-out questions whose accuracy is watched; empty: none": "训练途中盯正确率的留出题；留空则不看",
+    "deliver the adapter with the best held-out accuracy": "交付留出题正确率最高时的适配器",
+    "prompts (groups) of a step": "每步的题数（组数）",
+    "completions of a prompt": "每题采样的回答数",
+    "updates on the same rollouts": "同一批采样更新几次",
+    "weight of the k3 KL to the adapter-off reference": "对“关掉适配器的模型”的 k3 KL 权重",
+    "divide advantages by the group's standard deviation": "优势值是否除以组内标准差",
+    "completions of a forward/backward": "一次前向/反向的回答数",
+    "completions decoded together at most": "最多同时解码的回答数",
+    "0: greedy": "0 为贪心",
+    "completions of a question; more than one needs a temperature": "每题回答数；多于 1 时温度须大于 0",
+}
+
+
+# ---- recipe options
+
+
+def takes(annotation: Any) -> str:
+    """What a value may be, in words of YAML."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return takes(inner[0])
+    if origin is Literal:
+        return " \\| ".join(str(value) for value in inner)
+    if origin in (Union, types.UnionType):
+        return " or ".join(takes(part) for part in inner if part is not type(None))
+    if origin is list:
+        return f"list of {takes(inner[0])}"
+    if origin is tuple:
+        return f"[{', '.join(takes(part) for part in inner)}]"
+    if origin is dict:
+        return "mapping"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation.__name__
+    return {"str": "text", "bool": "true \\| false", "int": "integer", "float": "number"}[annotation.__name__]
+
+
+def bounds(field: FieldInfo) -> str:
+    """The limits of a number, as ", > 0"."""
+    signs = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+    found = [
+        f"{sign} {getattr(part, name):g}" for part in field.metadata for name, sign in signs if hasattr(part, name)
+    ]
+    return "".join(f", {text}" for text in found)
+
+
+def default(field: FieldInfo, language: str) -> str:
+    if field.is_required():
+        return REQUIRED[language]
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "–"
+    return f"`{shown(value)}`"
+
+
+def shown(value: Any) -> str:
+    """A default as one would write it in YAML."""
+    if isinstance(value, BaseModel):
+        kept = {name: item for name, item in value.model_dump().items() if item != type(value)().model_dump().get(name)}
+        return "{" + ", ".join(f"{name}: {shown(item)}" for name, item in kept.items()) + "}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(shown(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {shown(item)}" for name, item in value.items()) + "}"
+    return '""' if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section a key holds (alone or optional, not in a list), if it holds one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((found for part in get_args(annotation) if (found := section_in(part))), None)
+    return None
+
+
+def rows(section: type[BaseModel], prefix: str, language: str) -> list[tuple[str, ...]]:
+    """(key, takes, default, meaning) of every key below `section`."""
+    found = []
+    for name, field in section.model_fields.items():
+        inner = section_in(field.annotation)
+        if inner:
+            if not field.is_required() and field.get_default() is None:
+                found.append((f"`{prefix}{name}`", "mapping", "–", ABSENT[language]))
+            found += rows(inner, f"{prefix}{name}.", language)
+            continue
+        meaning = field.description or ""
+        if language == "zh":
+            meaning = ZH.get(meaning, meaning)
+        default_text = shown_reward(field) if name == "rewards" else default(field, language)
+        found.append((f"`{prefix}{name}`", takes(field.annotation) + bounds(field), default_text, meaning))
+    return found
+
+
+def shown_reward(field: FieldInfo) -> str:
+    specs = field.get_default(call_default_factory=True)
+    return "`[" + ", ".join(f"{{name: {spec.name}, weight: {spec.weight:g}}}" for spec in specs) + "]`"
+
+
+def listed(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    every = [head, ("---",) * len(head), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in every)
+
+
+ITEMS: dict[str, type[BaseModel]] = {
+    "Source (an item of data.train, data.valid, grpo.data, grpo.valid)": recipe.Source,
+    "RewardSpec (an item of grpo.rewards)": recipe.RewardSpec,
+    "Benchmark (an item of eval.benchmarks)": recipe.Benchmark,
+}
+
+
+def options(language: str) -> str:
+    """The option tables of a recipe: one for the top, one a section, one for each kind of list item."""
+    parts = []
+    top = [name for name, field in recipe.Recipe.model_fields.items() if section_in(field.annotation) is None]
+    lines = [row for row in rows(recipe.Recipe, "", language) if row[0].strip("`") in top]
+    parts.append(f"### recipe\n\n{listed(HEADS[language], lines)}")
+    for name, field in recipe.Recipe.model_fields.items():
+        inner = section_in(field.annotation)
+        if inner:
+            parts.append(f"### {name}\n\n{listed(HEADS[language], rows(inner, f'{name}.', language))}")
+    for title, item in ITEMS.items():
+        parts.append(f"### {title}\n\n{listed(HEADS[language], rows(item, '', language))}")
+    return "\n\n".join(parts)
+
+
+# ---- the command line
+
+
+def pages(language: str) -> str:
+    """Every command: usage, what it does, its arguments."""
+    parts = []
+    for name, command in commands().items():
+        usage = " ".join(["danlu", name, "[OPTIONS]", *(_label(p) for p in command.params if _is_argument(p))])
+        lines = [_line(p, language) for p in command.params if p.name != "help"]
+        text = [f"## danlu {name}", " ".join((command.help or "").split()), f"```\n{usage}\n```"]
+        text.append(listed(CLI_HEADS[language], lines))
+        if command.epilog:
+            text.append(f"```\n{command.epilog.removeprefix('Example: ')}\n```")
+        parts.append("\n\n".join(text))
+    return "\n\n".join(parts)
+
+
+def _is_argument(param: Any) -> bool:
+    return not param.opts[0].startswith("-")
+
+
+def _label(param: Any) -> str:
+    if _is_argument(param):
+        return param.metavar or param.name.upper()
+    value = "" if getattr(param, "is_flag", False) else f" {param.metavar or 'VALUE'}"
+    return ", ".join(param.opts) + value
+
+
+def _line(param: Any, language: str) -> tuple[str, str, str]:
+    value, meaning = param.default, getattr(param, "help", "") or ""
+    if isinstance(value, Enum):
+        meaning, value = f"{meaning} ({', '.join(choice.value for choice in type(value))})", value.value
+    plain = REQUIRED[language] if param.required else "–" if value is None or value is False else f"`{value}`"
+    return f"`{_label(param)}`".replace("|", "\\|"), plain, meaning.replace("|", "\\|")
+
+
+# ---- writing
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """`text` with `content` between the markers `name`:begin and `name`:end."""
+    pattern = re.compile(rf"(<!-- {name}:begin -->).*?(<!-- {name}:end -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"no markers {name}")
+    return pattern.sub(lambda match: f"{match[1]}\n\n{content}\n\n{match[2]}", text, count=1)
+
+
+GENERATED = {
+    "recipes.md": ("options", lambda: options("en")),
+    "zh/recipes.md": ("options", lambda: options("zh")),
+    "cli.md": ("cli", lambda: pages("en")),
+    "zh/cli.md": ("cli", lambda: pages("zh")),
+}
+
+
+def main() -> None:
+    for file, (name, content) in GENERATED.items():
+        path = DOCS / file
+        path.write_text(filled(path.read_text(encoding="utf-8"), name, content()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
