@@ -305,7 +305,7 @@ def test_what_a_run_records(base: Path, tmp_path: Path) -> None:
         assert len({row["id"] for row in samples[at : at + 4]}) == 1
         assert sum(row["advantage"] for row in samples[at : at + 4]) == pytest.approx(0, abs=1e-3)
     assert sorted(path.name for path in run.path.iterdir()) == [
-        *("artifact", "config.json", "metrics.jsonl", "run.json", "samples.jsonl"),
+        *("artifact", "checkpoints", "config.json", "metrics.jsonl", "run.json", "samples.jsonl"),
     ]
 
 

@@ -25,6 +25,7 @@ from small_training import recipe, write_questions, write_rows
 
 from danlu.cli import main
 from danlu.run import Run
+from danlu.train import sft as stage
 from tiny_models import build, trained
 
 DANLU = [sys.executable, "-c", "import sys; from danlu.cli import main; sys.exit(main())"]
@@ -195,6 +196,34 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(
     assert not list((runs / "parts" / "checkpoints").glob(".*"))
     assert danlu("sft", files, "parts", "--resume") == 0
     assert danlu("sft", files, "whole") == 0
+    assert_same(runs, "whole", "parts")
+
+
+def test_what_could_not_be_delivered_is_not_lost(
+    files: dict[str, Path], runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full at the very end: the run is trained no second time, and tells the same results."""
+    assert danlu("sft", files, "whole") == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    deliver = stage.deliver
+
+    def on_a_full_disk(*args: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        deliver(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "deliver", on_a_full_disk)
+        try:
+            assert danlu("sft", files, "parts") == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert error.startswith("error: cannot write the artifact")
+    assert "--resume" in hint
+    assert not (runs / "parts" / "artifact").exists()
+    before = (runs / "parts" / "metrics.jsonl").read_bytes()
+    assert danlu("sft", files, "parts", "--resume") == 0
+    assert (runs / "parts" / "metrics.jsonl").read_bytes() == before
     assert_same(runs, "whole", "parts")
 
 

@@ -246,7 +246,7 @@ def test_the_contents_of_a_run(base: Path, data: Path, runs: Path, tmp_path: Pat
     artifact += ["tokenizer.json", "tokenizer_config.json"]
     assert files == [
         *(f"artifact/{name}" for name in artifact),
-        *(f"checkpoints/step_00000{step}/{name}" for step in (2, 3) for name in held),
+        *(f"checkpoints/step_00000{step}/{name}" for step in (3, 4) for name in held),
         "config.json",
         "metrics.jsonl",
         "recipe.yaml",
@@ -270,3 +270,16 @@ def test_the_contents_of_a_run(base: Path, data: Path, runs: Path, tmp_path: Pat
     told = read_json(run.artifact / "danlu.json")
     assert sorted(told) == ["base", "kind", "notice", "parents", "think"]
     assert (told["notice"], told["parents"]) == ("shown with everything", ["one"])
+
+
+def test_four_bits_train_on_a_cpu(base: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    eight = {"lr": 1e-2, "name": "adamw_8bit"}
+    four = {"id": str(base), "dtype": "fp32", "quantization": "nf4"}
+    made = recipe(base, data, model=four, sft={"steps": 5, "gradient_checkpointing": True, "optimizer": eight})
+    run, tensors = trained(made, tmp_path / "run")
+    assert losses(run)[-1] < losses(run)[0] - 0.1
+    assert all(torch.isfinite(value).all() for value in tensors.values())
+    assert read_json(run.artifact / "danlu.json")["base"]["quantization"] == "nf4"
+    further, _ = trained(made, tmp_path / "further", str(run.path))  # an adapter on top: a 4-bit base cannot be merged
+    assert losses(further)[0] < losses(run)[0] - 0.1

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+from safetensors import SafetensorError
+
 from danlu import display, domains
 from danlu.data.prepare import Prepared
+from danlu.errors import DanluError
 from danlu.models.load import save_artifact
 from danlu.recipe import Recipe
 from danlu.run import Run
@@ -17,8 +20,14 @@ def deliver(loop: Loop, recipe: Recipe) -> None:
     domain = domains.load(recipe.domain)
     uses_world = any(source.path.startswith("world:") for source in [*recipe.data.train, *recipe.grpo.data])
     notice = domain.world.notice if domain.world and uses_world else domain.notice
-    with loop.run.delivering() as staged:
-        save_artifact(loop.loaded, staged, notice=notice, parents=[loop.run.name])
+    try:
+        with loop.run.delivering() as staged:
+            save_artifact(loop.loaded, staged, notice=notice, parents=[loop.run.name])
+    except (OSError, SafetensorError) as error:
+        raise DanluError(
+            f"cannot write the artifact: {str(error).strip().splitlines()[0]}",
+            "free some space and --resume: the last step is saved",
+        ) from error
     if loop.settings.track:
         loop.accelerator.end_training()
 

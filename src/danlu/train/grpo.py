@@ -101,7 +101,7 @@ def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     generator = LocalGenerator(loaded, name=run.name, batch=settings.rollout_batch)
     with loop.signals(), display.task("grpo", loop.steps) as progress:
         progress.advance(loop.step)
-        row: dict[str, Any] = {}
+        row = loop.last("reward")
         while loop.step < loop.steps:
             row = _step(loop, recipe, generator, questions)
             shown = {"reward": row["reward"], "length": row["completion_length"]}

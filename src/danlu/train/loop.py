@@ -261,6 +261,10 @@ class Loop:
                 for name, param in self.params.items():
                     param.copy_(self.best[name])
 
+    def last(self, key: str) -> dict[str, Any]:
+        """The newest row of metrics.jsonl that has `key`, else an empty one."""
+        return next((row for row in reversed(self.run.metrics()) if key in row), {})
+
     def log(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl (and to the trackers)."""
         self.run.log(row)
@@ -273,13 +277,13 @@ class Loop:
         return bool(every) and self.step % every == 0 and self.step < self.steps
 
     def finish_step(self) -> None:
-        """Save when it is due or when a signal asked to stop (then raise Stopped)."""
+        """Save when it is due, at the end, or when a signal asked to stop (then raise Stopped)."""
         if self._signal is not None:
             saved = self.save()
             code = 128 + self._signal
             raise Stopped(f"stopped at step {self.step}, saved {saved}", "continue with --resume", code)
-        if self.due(self.settings.save_every):
-            self.save()
+        if self.due(self.settings.save_every) or self.step == self.steps:
+            self.save()  # at the end too: what cannot be delivered is not lost
 
     @contextmanager
     def signals(self) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """The SFT stage: cross entropy on the completion's tokens (reasoning, answer, end token), LoRA or full.
 
-The loss of a step is the sum over its supervised tokens divided by their number, over all micro-batches: batch size and accumulation do not change it. Departure from TRL's default, which averages the means of
-micro-batches. Not covered yet: packing, fast kernels, halving the batch when memory runs out.
+The loss of a step is the sum over its supervised tokens divided by their number, over all micro-batches: batch size
+and accumulation do not change it. Departure from TRL's default, which averages the means of micro-batches.
+Not covered yet: packing, fast kernels, halving the batch when memory runs out.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def _train(loop: Loop, recipe: Recipe, rows: _Rows, valid: list[Row], total_rows
     settings = recipe.sft
     effective = settings.batch_size * settings.accumulation
     clock = Clock()
-    loss = eval_loss = None
+    loss, eval_loss = loop.last("loss").get("loss"), loop.last("eval_loss").get("eval_loss")
     with loop.signals(), display.task("sft", loop.steps) as progress:
         progress.advance(loop.step)
         while loop.step < loop.steps:
