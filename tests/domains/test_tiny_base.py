@@ -132,7 +132,7 @@ def test_the_base_has_read_its_textbook(kb):
             likely = int(model(prompt["input_ids"]).logits[0, -1].argmax())
         wanted = tokenizer(kb.name(kb.conditions[key].facts["test"], "zh"), add_special_tokens=False)["input_ids"]
         right += likely == wanted[0]
-    assert right > len(conditions) / 2
+    assert right > 0.8 * len(conditions)
 
 
 @pytest.fixture
@@ -159,11 +159,13 @@ def test_three_steps_learn(pretraining, trained_tokenizer):
 
 @pytest.mark.slow
 @made
-def test_the_recorded_run_begins_as_recorded(pretraining, trained_tokenizer):
+def test_the_recorded_run_begins_as_recorded(pretraining, trained_tokenizer, tmp_path):
     told = provenance()
     option = dict(re.findall(r"--(\w+)[ =](\S+)", told["command"]))
     tokenizer = trained_tokenizer if told["seed"] == 0 else pretraining.train_tokenizer(told["seed"])
-    assert hashlib.sha256(tokenizer.backend_tokenizer.to_str(pretty=True).encode()).hexdigest()
+    tokenizer.save_pretrained(tmp_path)
+    made_again = hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
+    assert made_again == told["sha256"]["tokenizer.json"]
     rows, length = int(option.get("rows", 16)), int(option.get("length", 192))
     assert told["tokens"] == told["steps"] * rows * length
     rate = float(option.get("lr", 4e-3))
