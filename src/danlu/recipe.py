@@ -272,6 +272,8 @@ def _override(values: dict[str, Any], override: str) -> None:
             continue
         if not isinstance(node, dict):
             raise DanluError(f"--set {key}: {part!r} is not inside a mapping", "see the resolved keys with --dry-run")
+        if part == "0" and "path" in node:  # a source written without its list is item 0
+            continue
         if not isinstance(node.get(part), (dict, list)):
             node[part] = {}
         node = node[part]

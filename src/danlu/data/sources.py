@@ -165,7 +165,7 @@ def _world(
     split = path.removeprefix("world:")
     if domain is None or domain.world is None:
         name = f"domain {domain.name}" if domain else "no domain is set; it"
-        raise DanluError(f"{path}: {name} has no miniature world", "set domain: medical, or name a file")
+        raise DanluError(f"{path}: {name} has no miniature world", "name a domain that has one, or name a file")
     if split not in domain.world.splits:
         near = difflib.get_close_matches(split, domain.world.splits, n=1)
         hint = f"did you mean world:{near[0]}?" if near else f"splits: {', '.join(domain.world.splits)}"

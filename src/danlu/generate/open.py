@@ -17,7 +17,7 @@ def open_generator(target: str, recipe: Recipe) -> Any:
     path = Path(target)
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise DanluError(f"{path} does not exist", "make one with: danlu export RUN")
+            raise DanluError(f"{path} does not exist", "make one with: danlu export RECIPE --from RUN")
         return _gguf(path)
     inside = path / "artifact" if (path / "run.json").is_file() else path
     found = sorted(inside.glob("*.gguf")) if inside.is_dir() else []

@@ -18,6 +18,7 @@ from functools import cache
 
 from danlu.domains.medical.clinic.knowledge import LANGUAGES, Knowledge, Language, knowledge
 from danlu.domains.medical.clinic.phrases import PHRASES
+from danlu.errors import DanluError
 from danlu.records import Message, Sample
 
 TASKS = ("diagnosis", "test", "treatment")
@@ -228,7 +229,8 @@ def to_sample(row: dict, name: str, split: str, worked: tuple[str, str] | None) 
 def samples(split: str, n: int, seed: int = 0) -> list[Sample]:
     """`n` vignettes of a split, kinds and languages balanced; the same arguments give the same rows.
 
-    ValueError for an unknown split. Held-out and dev vignettes never repeat a (condition, findings) pair.
+    ValueError for an unknown split, DanluError when there are fewer than `n`. Held-out and dev vignettes never repeat
+    a (condition, findings) pair.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
@@ -244,12 +246,16 @@ def samples(split: str, n: int, seed: int = 0) -> list[Sample]:
     rows: list[Sample] = []
     used: set[tuple[str, frozenset[str]]] = set()
     order: list[str] = []
+    misses = 0  # conditions in a row without an unused vignette
     while len(rows) < n:
+        if misses > 2 * len(pool):
+            raise DanluError(f"world:{split} has only about {len(rows)} different vignettes", f"ask for fewer than {n}")
         if not order:
             order = rng.sample(pool, len(pool))
         condition = order.pop()
         language, task, form = kinds[len(rows) % len(kinds)]
         findings = _unused(kb, rng, condition, wanted, used)
+        misses = misses + 1 if findings is None else 0
         if findings is None:
             continue
         row = vignette(rng, condition, findings, language, task, form)
