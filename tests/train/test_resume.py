@@ -99,8 +99,9 @@ def assert_same(runs: Path, one: str, other: str) -> None:
         assert a[name] == b[name], name
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
+@pytest.mark.parametrize(
+    ("stage", "number", "code"), [("sft", signal.SIGINT, 130), ("grpo", signal.SIGTERM, 143)], ids=["sft", "grpo"]
+)
 def test_an_interrupted_run_goes_on_exactly(
     files: dict[str, Path], runs: Path, capsys: pytest.CaptureFixture[str], stage: str, number: int, code: int
 ) -> None:
