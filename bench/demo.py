@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.common import arguments, machine, tell
 
-QUICK = ("sft.epochs=1", "grpo.steps=2", "grpo.prompts=2", "eval.benchmarks.0.limit=24", "grpo.valid.0.limit=8")
+QUICK = ("sft.steps=4", "grpo.steps=2", "grpo.prompts=2", "eval.benchmarks.0.limit=24", "grpo.valid.0.limit=8")
 
 
 def case(seed: int, quick: bool) -> dict[str, Any]:

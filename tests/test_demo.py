@@ -10,7 +10,7 @@ from danlu.demo import controls, demo, free_directory, seeded, told
 from danlu.errors import DanluError
 from danlu.run import Run
 
-SHORT = ("sft.epochs=1", "grpo.steps=2", "grpo.prompts=2", "eval.benchmarks.0.limit=12", "grpo.valid.0.limit=4")
+SHORT = ("sft.steps=4", "grpo.steps=2", "grpo.prompts=2", "eval.benchmarks.0.limit=12", "grpo.valid.0.limit=4")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from danlu.recipe import Recipe
 from danlu.run import Run, list_runs, read_json, write_json
 
 NAMES = {"base": "base", "sft": "SFT", "grpo": "GRPO"}
-SAMPLED = {"temperature": 0.7, "samples": 4, "questions": 60}
+SAMPLED = {"temperature": 0.7, "samples": 4, "questions": 40}
 
 
 def demo(seed: int, out: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
