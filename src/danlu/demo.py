@@ -106,7 +106,7 @@ def _evaluate(name: str, plan: Recipe, out: Path, start: str | None) -> Run:
 
 def _stage(name: str, evaluation: Run, trained: float) -> dict[str, Any]:
     entry = read_json(evaluation.artifact / "report.json")["benchmarks"][0]
-    kept = ("n", "accuracy", "ci", "majority", "format_rate", "stop_rate")
+    kept = ("n", "accuracy", "ci", "format_rate", "stop_rate")
     return {
         "name": name,
         **{key: entry[key] for key in kept},
