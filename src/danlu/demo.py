@@ -200,8 +200,11 @@ def _report(result: dict[str, Any], out: Path) -> None:
     tasks = list(result["stages"][0]["tasks"])
     figures = {"accuracy": "Accuracy", "loss": "SFT: loss and eval loss", "rewards": "GRPO: rewards and length"}
     info = Run(out / "grpo").info()
+    drawn = result["sampled"]
+    sampled = {**drawn, "name": f"GRPO, {drawn['samples']} answers at T = {drawn['temperature']}", "seconds": None}
     page = {
         **result,
+        "stages": [*result["stages"], sampled],
         "title": "Danlu demo: base, SFT, GRPO",
         "figures": [
             {"title": title, "png": Path(result["artifacts"][name]).read_bytes()} for name, title in figures.items()
@@ -245,6 +248,11 @@ def told(result: dict[str, Any]) -> str:
         line = f"{NAMES[stage['name']]:6}{stage['accuracy']:>9.1%}{f'{low:.1%}..{high:.1%}':>15}"
         lines.append(line + "".join(f"{share:>9.1%}" for share in shares) + f"{stage['seconds']:>9.0f}")
     lines += ["", *(f"{NAMES[s['from']]} -> {NAMES[s['to']]}: {s['sentence']}" for s in result["steps"])]
+    drawn = result["sampled"]
+    lines.append(
+        f"GRPO sampled at temperature {drawn['temperature']}: {drawn['accuracy']:.1%} on average of {drawn['samples']} "
+        f"answers, {drawn['majority']['accuracy']:.1%} by majority, n = {drawn['questions']}"
+    )
     if result["controls"]:
         lines += ["", "controls (computed once, see the report):"]
         lines += [f"  {c['name']}: {c['accuracy']:.1%}; {c['expected']}" for c in result["controls"]]
