@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.common import arguments, machine, tell
 from bench.demo import QUICK
-from danlu import demo, recipe
+from danlu import demo
 from danlu.evaluate.verdict import compare
 from danlu.recipe import Recipe
 from danlu.run import read_json
@@ -28,30 +28,21 @@ FILE = Path(demo.__file__).parent / "assets" / "controls.json"
 WAYS = {"longer SFT": "SFT on the same traces for longer", "answers": "SFT on the answers without reasoning"}
 
 
-def train(plan: Recipe, out: Path, name: str, seconds: float) -> tuple[Path, float]:
-    """An SFT run of at least `seconds`: its speed is measured on a short run first."""
-    probe = plan.model_copy(update={"sft": plan.sft.model_copy(update={"steps": 6})})
-    _timed(probe, out, f"{name}-probe")
-    speed = _seconds_per_step(out / f"{name}-probe")
-    steps = max(6, round(1.1 * seconds / speed))
-    path, took = _timed(plan.model_copy(update={"sft": plan.sft.model_copy(update={"steps": steps})}), out, name)
-    if took < seconds:  # the machine was faster this time: say so by training longer
-        again = round(steps * 1.15 * seconds / took)
-        longer = plan.model_copy(update={"sft": plan.sft.model_copy(update={"steps": again})})
-        path, took = _timed(longer, out, f"{name}-again")
+def train(plan: Recipe, out: Path, name: str, seconds: float, steps: int) -> tuple[Path, float]:
+    """An SFT run of at least `seconds`; trained anew with more steps when `steps` took less."""
+    path, took = _timed(_with_steps(plan, steps), out, name)
+    if took < seconds:
+        path, took = _timed(_with_steps(plan, round(1.2 * steps * seconds / took)), out, f"{name}-again")
     return path, took
 
 
-def _seconds_per_step(path: Path) -> float:
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    speeds = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
-    info = read_json(path / "run.json")
-    return float(info["seconds"]) / len(speeds) * 0.8
+def _with_steps(plan: Recipe, steps: int) -> Recipe:
+    return plan.model_copy(update={"sft": plan.sft.model_copy(update={"steps": steps})})
 
 
 def _timed(plan: Recipe, out: Path, name: str) -> tuple[Path, float]:
     began = time.monotonic()
-    run = demo._run("sft", name, plan, out, None)
+    run = demo.new_run("sft", name, plan, out, None)
     from danlu.train.sft import sft
 
     with run.recording():
@@ -64,20 +55,21 @@ def measure(seed: int, quick: bool) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         began = time.monotonic()
-        sft_run = demo._train("sft", plan, out, None)
-        grpo_run = demo._train("grpo", plan, out, str(sft_run.path))
-        seconds = time.monotonic() - began
-        evals = {"demo": demo._evaluate("grpo", plan, out, str(grpo_run.path)).path}
-        answers = plan.data.model_copy(
-            update={"train": [s.model_copy(update={"path": "world:answers"}) for s in plan.grpo.data]}
-        )
-        plans = {"longer SFT": plan, "answers": plan.model_copy(update={"data": answers})}
-        took = {"demo": seconds}
+        sft_run = demo.train_stage("sft", plan, out, None)
+        sft_seconds = time.monotonic() - began
+        grpo_run = demo.train_stage("grpo", plan, out, str(sft_run.path))
+        took = {"demo": time.monotonic() - began}
+        evals = {"demo": demo.evaluate_stage("grpo", plan, out, str(grpo_run.path)).path}
+        answers = [source.model_copy(update={"path": "world:answers"}) for source in plan.grpo.data]
+        plans = {
+            "longer SFT": plan,
+            "answers": plan.model_copy(update={"data": plan.data.model_copy(update={"train": answers})}),
+        }
+        enough = round(1.1 * (plan.sft.steps or 1) * took["demo"] / sft_seconds)
         for name, control in plans.items():
-            if not quick:
-                control = recipe.Recipe.model_validate(control.model_dump())
-            path, took[name] = train(control, out, name.replace(" ", "-"), seconds)
-            evals[name] = demo._evaluate(name.replace(" ", "-"), plan, out, str(path)).path
+            steps = enough if name == "longer SFT" else 2 * enough  # rows without reasoning are shorter
+            path, took[name] = train(control, out, name.replace(" ", "-"), took["demo"], steps)
+            evals[name] = demo.evaluate_stage(name.replace(" ", "-"), plan, out, str(path)).path
         return [_compared(name, seed, evals, took) for name in WAYS]
 
 

@@ -40,9 +40,9 @@ def demo(seed: int, out: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for name in NAMES:
         stage_began = time.monotonic()
         if name != "base":
-            start = str(_train(name, plan, out, start).path)
+            start = str(train_stage(name, plan, out, start).path)
         trained = time.monotonic() - stage_began
-        evaluation = _evaluate(name, plan, out, start)
+        evaluation = evaluate_stage(name, plan, out, start)
         stages.append(_stage(name, evaluation, trained))
     steps = [_step(out, before, after) for before, after in (("base", "sft"), ("sft", "grpo"))]
     export, export_seconds = _export(plan, out, str(start))
@@ -78,27 +78,27 @@ def seeded(seed: int, overrides: Sequence[str] = ()) -> Recipe:
     return recipe.load("demo", [f"seed={seed}", *places, *overrides])
 
 
-def _run(stage: str, name: str, plan: Recipe, out: Path, start: str | None) -> Run:
+def new_run(stage: str, name: str, plan: Recipe, out: Path, start: str | None) -> Run:
     text = recipe.find("demo").read_text(encoding="utf-8")
     parents = [Path(start).name] if start else []
     return Run.create(out / name, stage, plan.resolved(), recipe_text=text, parents=parents, seed=plan.seed)
 
 
-def _train(name: str, plan: Recipe, out: Path, start: str | None) -> Run:
+def train_stage(name: str, plan: Recipe, out: Path, start: str | None) -> Run:
     from danlu.train.grpo import grpo
     from danlu.train.sft import sft
 
-    run = _run(name, name, plan, out, start)
+    run = new_run(name, name, plan, out, start)
     with run.recording():
         run.record(**(sft if name == "sft" else grpo)(plan, run, start))
     return run
 
 
-def _evaluate(name: str, plan: Recipe, out: Path, start: str | None) -> Run:
+def evaluate_stage(name: str, plan: Recipe, out: Path, start: str | None) -> Run:
     from danlu.evaluate.evaluate import evaluate
     from danlu.generate.open import open_generator
 
-    run = _run("eval", f"eval-{name}", plan, out, start)
+    run = new_run("eval", f"eval-{name}", plan, out, start)
     with run.recording(), open_generator(start or plan.model.id, plan) as generator:
         evaluate(plan, run, generator)
     return run
@@ -133,7 +133,7 @@ def _sampled(plan: Recipe, out: Path, start: str | None) -> dict[str, Any]:
     bench = plan.eval.benchmarks[0].model_copy(update={"limit": SAMPLED["questions"]})
     settings = {"benchmarks": [bench], "temperature": SAMPLED["temperature"], "samples": SAMPLED["samples"]}
     sampled = plan.model_copy(update={"eval": plan.eval.model_copy(update=settings)})
-    run = _evaluate("grpo-sampled", sampled, out, start)
+    run = evaluate_stage("grpo-sampled", sampled, out, start)
     entry = read_json(run.artifact / "report.json")["benchmarks"][0]
     kept = ("n", "accuracy", "ci", "majority", "format_rate", "stop_rate")
     return {**{key: entry[key] for key in kept if key in entry}, **SAMPLED}
@@ -147,7 +147,7 @@ def _export(plan: Recipe, out: Path, start: str) -> tuple[dict[str, Any], float]
     from danlu.generate.gguf import GgufGenerator
 
     began = time.monotonic()
-    run = _run("export", "export", plan, out, start)
+    run = new_run("export", "export", plan, out, start)
     with run.recording():
         found = export(plan, run, start)
         run.record(gguf=found["gguf"], quant=found["quant"], bytes=found["bytes"], ok=found["verified"])

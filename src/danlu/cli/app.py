@@ -71,7 +71,9 @@ def root(
 @app.command(epilog="Example: danlu demo --seed 1")
 def demo(
     seed: Annotated[int, typer.Option(help="Fixes data, training and sampling.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Where its runs go; default: runs/demo (or the next free one).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where its runs go; default: runs/demo (or the next free one).")
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,  # noqa: ARG001
     display: DisplayMode = Display.auto,  # noqa: ARG001
