@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     # threads that spin while they wait make small models several times slower on a busy machine; read by torch's OpenMP
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verbose = "-v" in args or "--verbose" in args
+    if not verbose:  # what libraries tell their developers is not for the person who runs a command
+        warnings.simplefilter("ignore", FutureWarning)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
     from typer.main import get_command
