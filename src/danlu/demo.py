@@ -261,6 +261,7 @@ def told(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"export {'ok' if export['ok'] else 'FAILED'}: {passed} of {len(export['checks'])} checks passed",
+        "  (differences from the source model, or the measured value)",
         *(_check_line(check) for check in export["checks"]),
         "",
         "asked the GGUF through llama.cpp:",
@@ -278,6 +279,9 @@ def told(result: dict[str, Any]) -> str:
 
 
 def _check_line(check: dict[str, Any]) -> str:
-    line = f"  {'ok' if check['ok'] else 'FAILED':7}{check['name']}: {check['value']}"
-    limit = "" if check.get("limit") is None else f" (limit {check['limit']})"
-    return (line + limit)[:150]
+    def short(value: Any) -> str:
+        return "none" if value == [] else f"{value:.2g}" if isinstance(value, float) else str(value)
+
+    limit = check.get("limit")
+    allowed = f" (limit {short(limit)})" if isinstance(limit, (int, float)) else ""
+    return f"  {'ok' if check['ok'] else 'FAILED':7}{check['name']}: {short(check['value'])}{allowed}"[:150]
