@@ -450,3 +450,17 @@ def test_a_closed_pipe_is_no_traceback():
     assert "Traceback" not in process.stderr.read()
     process.wait(timeout=30)
     process.stderr.close()
+
+
+def test_a_full_disk_is_two_lines_and_not_a_bug(monkeypatch, capsys):
+    from danlu import cli
+    from danlu.run import Run
+
+    def full(*_args, **_keywords):
+        raise OSError(28, "No space left on device", "runs/x/metrics.jsonl")
+
+    monkeypatch.setattr(Run, "open", full)
+    assert cli.main(["show", "x"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[0] == "error: cannot write runs/x/metrics.jsonl: No space left on device"
+    assert error[1].startswith("hint: free some space")

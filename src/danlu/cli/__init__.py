@@ -6,6 +6,7 @@ usage); 130 Ctrl-C and 143 SIGTERM, after the stage saved what it could. `-v` ad
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -17,6 +18,8 @@ from types import FrameType
 from typing import Any
 
 from danlu.errors import DanluError, Stopped
+
+FULL_HINT = "free some space; a stage goes on with --resume"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # wrong usage, found by typer (its class moved between versions)
             return _fail(*_usage(error), 2, verbose=False)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", FULL_HINT, 2, verbose)
         what = f"{type(error).__name__}: {error}".rstrip(": ").replace("\n", " ")
         hint = "this is a bug, please report it" if verbose else "this is a bug, run again with -v"
         return _fail(what, hint, 1, verbose)
