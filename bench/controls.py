@@ -92,7 +92,8 @@ def _compared(name: str, seed: int, evals: dict[str, Path], took: dict[str, floa
         "difference": entry["difference"],
         "p": entry["p"],
         "verdict": found["verdict"],
-        "expected": f"{won} (GRPO {entry['tuned']:.1%}, p = {entry['p']:.2g}, seed {seed})",
+        "expected": f"{won} (GRPO {entry['tuned']:.1%} in {took['demo']:.0f} s, this in {took[name]:.0f} s, "
+        f"p = {entry['p']:.2g}, seed {seed})",
         "ok": found["verdict"] == "better",
     }
 

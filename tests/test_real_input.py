@@ -85,10 +85,12 @@ def test_qwen3_06b_shape_to_gguf(tmp_path, capsys):
 
     config = tmp_path / "config.json"
     config.write_text(json.dumps(QWEN3_06B))
+    rows = (SHARED / "data/sft/delicate_medical_r1.jsonl").read_text(encoding="utf-8").splitlines()
+    short = tmp_path / "short.jsonl"
+    short.write_text("\n".join(sorted(rows, key=len)[:2]), encoding="utf-8")
     shape = (
         f"model.config={config}", f"model.tokenizer={SHARED / 'tokenizers/Qwen3-1.7B'}", "model.dtype=fp32",
-        f"data.train={{path: {SHARED / 'data/sft/delicate_medical_r1.jsonl'}, limit: 4}}",
-        "data.max_length=2048", "sft.batch_size=2", "sft.accumulation=2", "sft.steps=3", "sft.optimizer.lr=1e-3",
+        f"data.train={short}", "sft.batch_size=1", "sft.accumulation=2", "sft.steps=3", "sft.optimizer.lr=1e-3",
         "sft.optimizer.schedule=constant",
     )  # fmt: skip
     plan, run = start(tmp_path, "first", "sft", *shape)
