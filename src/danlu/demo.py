@@ -17,7 +17,7 @@ from typing import Any
 from danlu import display, domains, recipe
 from danlu.errors import DanluError
 from danlu.recipe import Recipe
-from danlu.run import Run, list_runs, read_json, write_json
+from danlu.run import Run, read_json, write_json
 
 NAMES = {"base": "base", "sft": "SFT", "grpo": "GRPO"}
 SAMPLED = {"temperature": 0.7, "samples": 4, "questions": 40}
@@ -49,7 +49,7 @@ def demo(seed: int, out: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     pictures = _pictures(out)
     result: dict[str, Any] = {
         "seed": seed,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": 0.0,  # set below, when all of it is done
         "stages": stages,
         "steps": steps,
         "export": {"ok": export["verified"], "checks": export["checks"], "seconds": export_seconds},
@@ -229,8 +229,7 @@ def _report(result: dict[str, Any], out: Path) -> None:
 
 def free_directory(root: Path) -> Path:
     """ROOT/demo, or the first ROOT/demo-N that is free: trying the demo twice must not fail."""
-    used = {run.path.parent.name for folder in root.glob("demo*") for run in list_runs(folder)}
-    used |= {path.name for path in root.glob("demo*") if path.is_dir() and any(path.iterdir())}
+    used = {path.name for path in root.glob("demo*") if path.is_dir() and any(path.iterdir())}
     number = 1
     while (name := "demo" if number == 1 else f"demo-{number}") in used:
         number += 1
