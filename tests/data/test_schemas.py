@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from danlu.data.schemas import BadRow, detect, gold_letters, options_of
+from danlu.data.cells import BadRow
+from danlu.data.choices import gold_letters, options_of
+from danlu.data.schemas import detect
 from danlu.errors import DanluError
 from danlu.records import Sample
 
