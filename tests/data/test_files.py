@@ -24,7 +24,7 @@ LINES = [json.dumps(row, ensure_ascii=False) for row in ROWS]
         ("a.json", json.dumps(ROWS, indent=1), [2, 6]),
         ("a.jsonl", json.dumps(ROWS), [1, 1]),
         ("a.json", "\n".join(json.dumps(row, indent=1) for row in ROWS), [1, 5]),
-        ("a.json", json.dumps({"version": 1, "data": ROWS}), [1, 2]),
+        ("a.json", json.dumps({"version": 1, "data": ROWS}, indent=1), [4, 8]),
     ],
 )
 def test_json_in_every_shape(write, name: str, text: str, lines: list[int]):

@@ -47,17 +47,29 @@ def test_rows_to_imitate(row: dict, prompt: str, reasoning: str, answer: str):
     assert sample.target is None
 
 
-def test_chats_keep_system_and_earlier_turns_but_not_their_reasoning():
+def test_chats_keep_system_and_earlier_turns_with_their_reasoning():
     turns = [
         {"role": "system", "content": "s"},
         {"role": "user", "content": "q1"},
         {"role": "assistant", "content": "<think>old</think>a1"},
         {"role": "user", "content": "q2"},
         {"role": "assistant", "content": "a2", "reasoning_content": "r2"},
+        {"role": "user", "content": "q3"},
+        {"role": "assistant", "content": "a3"},
+        {"role": "user", "content": "q4"},
+        {"role": "assistant", "content": "<think>r4</think>a4"},
     ]
     sample = one({"messages": turns})
-    assert [turn["content"] for turn in sample.messages] == ["s", "q1", "a1", "q2"]
-    assert (sample.reasoning, sample.answer) == ("r2", "a2")
+    assert sample.messages[2] == {"role": "assistant", "content": "a1", "reasoning_content": "old"}
+    assert sample.messages[4] == turns[4]
+    assert sample.messages[6] == {"role": "assistant", "content": "a3"}
+    assert [turn["content"] for turn in sample.messages] == ["s", "q1", "a1", "q2", "a2", "q3", "a3", "q4"]
+    assert (sample.reasoning, sample.answer) == ("r4", "a4")
+    assert one(sample.to_dict()) == sample
+    prompted = one({"prompt": turns[:4], "completion": "a"})
+    assert prompted.messages == sample.messages[:4]
+    history = one({"instruction": "q2", "output": "a", "history": [["q1", "<think>old</think>a1"]]})
+    assert history.messages[1] == sample.messages[2]
     assert one({"messages": turns, "answer": "42"}).target == "42"
 
 
@@ -173,7 +185,8 @@ def test_columns_name_what_no_schema_knows():
         ({"question": "q", "answer": True}, "answer is a boolean"),
         ({"question": "q\ud800", "answer": "a"}, "half of a surrogate pair"),
         ({"Question": "q", "Complex_CoT": float("nan"), "Response": "a"}, "complex_cot is NaN"),
-        ({"question": "q", "options": {"A": "x", "B": "y"}, "answer": "nan"}, "gold 'nan' is none of the options A, B"),
+        ({"question": "q", "options": {"A": "x", "B": "y"}, "answer": "nan"}, "the gold answer is 'nan', a missing"),
+        ({"question": "q", "options": {"A": "x", "B": "y"}, "answer": "C"}, "gold 'C' is none of the options A, B"),
         ({"question": "q", "options": {"A": "x"}, "answer": "A"}, "1 options"),
         ({"question": "q", "options": ["A", "AB", "B"], "answer": "AB"}, "names more than one option"),
         ({"messages": "hello"}, "do not end with a user turn"),

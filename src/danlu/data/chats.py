@@ -28,7 +28,7 @@ def turns_of(value: Any) -> tuple[Message, ...]:
             raise BadRow(f"turn {number} is {kind(turn)}, not an object")
         _, role = find(turn, ("role", "from"))
         if _ROLES.get(str(role)) is None:
-            raise BadRow(f"turn {number} has the role {role!r} (known: system, user, assistant, human, gpt)")
+            raise BadRow(f"turn {number} has the role {str(role)[:40]!r} (known: system, user, assistant, human, gpt)")
         content = clean(find(turn, ("content", "value"))[1], f"turn {number}", required=role not in ("system",))
         made = Message(role=_ROLES[str(role)], content=content)  # type: ignore[typeddict-item]
         thought = clean(turn.get("reasoning_content"), f"reasoning of turn {number}", required=False)
@@ -43,15 +43,19 @@ def turns_of(value: Any) -> tuple[Message, ...]:
 
 
 def spoken(turn: Message) -> Message:
-    """An earlier turn without its reasoning, as a chat would show it to the model."""
+    """An earlier turn with its reasoning apart from its answer (whether a model sees it, its template decides)."""
     if turn["role"] != "assistant":
         return turn
-    return {"role": "assistant", "content": split(turn["content"])[1]}
+    reasoning, answer = split(turn["content"])
+    reasoning = turn.get("reasoning_content") or reasoning
+    if not reasoning:
+        return {"role": "assistant", "content": answer}
+    return {"role": "assistant", "content": answer, "reasoning_content": reasoning}
 
 
 def split(text: str) -> tuple[str, str]:
     """(reasoning, answer) of an assistant turn with an inline <think> block; BadRow when it is not closed."""
-    found = _THINK.fullmatch(text)
+    found = _THINK.fullmatch(text) if "</think>" in text else None
     if not found:
         if "<think>" in text:
             raise BadRow("a <think> block is not closed")

@@ -26,8 +26,10 @@ def options_of(value: Any) -> tuple[dict[str, str], dict[str, str]]:
     if isinstance(value, str):
         value = [line for line in value.split("\n") if line.strip()]
     if isinstance(value, dict) and isinstance(value.get("text"), (list, tuple)):
-        pairs = list(zip(map(str, value.get("label") or ()), value["text"], strict=False))
-        pairs = pairs or [("", text) for text in value["text"]]
+        labels = as_list(value.get("label")) or [""] * len(value["text"])
+        if len(labels) != len(value["text"]):
+            raise BadRow(f"{len(labels)} labels for {len(value['text'])} options")
+        pairs = list(zip(map(str, labels), value["text"], strict=True))
     elif isinstance(value, dict):
         pairs = [(str(key).strip(), text) for key, text in value.items()]
     else:
@@ -37,7 +39,10 @@ def options_of(value: Any) -> tuple[dict[str, str], dict[str, str]]:
     if not 2 <= len(texts) <= len(LETTERS):
         raise BadRow(f"{len(texts)} options")
     keys = [key for key, _ in pairs]
-    own = len(set(keys)) == len(keys) and all(len(key) == 1 and key in LETTERS for key in keys)
+    twice = [key for key in keys if key and keys.count(key) > 1]
+    if twice:
+        raise BadRow(f"two options have the key {twice[0][:40]!r}")
+    own = all(len(key) == 1 and key in LETTERS for key in keys)
     letters = keys if own else list(LETTERS[: len(keys)])
     named = {key: letter for key, letter in zip(keys, letters, strict=True) if key}
     return dict(zip(letters, texts, strict=True)), named
@@ -67,7 +72,7 @@ def gold_letters(gold: Any, options: dict[str, str], keys: dict[str, str], base:
     text = clean(gold, "the gold answer")
     if text in keys:
         return keys[text]
-    if re.fullmatch(r"-?\d+(\.0)?", text) and text not in options.values():
+    if re.fullmatch(r"-?\d{1,9}(\.0)?", text) and text not in options.values():
         place = int(float(text)) - base
         if not 0 <= place < len(options):
             raise BadRow(f"gold number {text} is outside {len(options)} options counted from {base}")
@@ -80,7 +85,7 @@ def gold_letters(gold: Any, options: dict[str, str], keys: dict[str, str], base:
     if len(same) == 1 and not letters:
         return same[0]
     if same:
-        raise BadRow(f"gold {text!r} names more than one option")
+        raise BadRow(f"gold {text[:40]!r} names more than one option")
     raise BadRow(f"gold {text[:40]!r} is none of the options {', '.join(options)}")
 
 

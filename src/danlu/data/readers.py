@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from danlu.data.cells import BadRow, Row, as_list, clean, find, missing, text_of
+from danlu.data.cells import BadRow, Row, as_list, clean, find, kind, missing, text_of, writable
 from danlu.data.chats import ask, split, spoken, turns_of
 from danlu.data.choices import LETTERS, gold_letters, options_of, with_options
 from danlu.records import Message, Sample
@@ -22,7 +22,7 @@ QUESTION = ("question", "query")
 PROMPT = (*QUESTION, "instruction", "input", "prompt")
 REASONING = ("reasoning", "reasoning_content", "think", "thinking", "complex_cot", "cot")
 ANSWER = ("answer", "response", "content", "output")
-_LISTED = re.compile(r"^(?:问题[：:])?\s*(?P<question>.*?)\n\s*选项[：:]\s*\n(?P<options>.*)$", re.DOTALL)
+_LISTED = re.compile(r"^(?:问题[：:])?\s*(?P<question>.*?)\n[^\S\n]*选项[：:][^\S\n]*\n(?P<options>.*)$", re.DOTALL)
 _ABSTAIN = ("i do not know", "i don't know", "我不知道")
 
 
@@ -48,7 +48,9 @@ def _thought(row: Row) -> str:
     name, value = find(row, REASONING)
     if isinstance(value, float) and math.isnan(value):
         raise BadRow(f"{name} is NaN")
-    return text_of(row, REASONING, required=False, numbers=False)
+    if isinstance(value, (int, float)):
+        raise BadRow(f"{name} is {kind(value)}, not text")
+    return clean(value, name, required=False)
 
 
 def _choice(question: str, options: Any, gold: Any, base: int, **more: Any) -> Sample:
@@ -96,24 +98,25 @@ def reasoned(row: Row, base: int) -> Sample:
 
 def ours(row: Row, base: int) -> Sample:
     """A row that Sample.to_dict wrote."""
-    if (as_list(row["messages"]) or [{}])[-1] and turns_of(row["messages"])[-1]["role"] == "assistant":
+    messages = turns_of(row.get("messages"))
+    if messages and messages[-1]["role"] == "assistant":
         return replace(chat(row, base), target=text_of(row, ("target", "answer")))
-    known = {key: row[key] for key in Sample.__slots__ if key in row and row[key] is not None}
-    messages = turns_of(row["messages"])
     if not messages or messages[-1]["role"] != "user":
         raise BadRow("messages do not end with a user turn")
-    target = known.get("target")
-    sample = Sample.from_dict(
-        {
-            **known,
-            "id": "",
-            "messages": messages,
-            "reasoning": text_of(row, ("reasoning",), required=False),
-            "answer": text_of(row, ("answer",), required=False),
-            "target": None if target is None else clean(target, "target"),
-            "options": dict(known.get("options") or {}),
-            "meta": dict(known.get("meta") or {}),
-        }
+    options, meta = row.get("options") or {}, row.get("meta") or {}
+    if not isinstance(options, dict) or not isinstance(meta, dict):
+        raise BadRow(f"options and meta are objects, not {kind(meta if isinstance(options, dict) else options)}")
+    writable(meta, "meta")
+    sample = Sample(
+        "",
+        tuple(spoken(turn) for turn in messages),
+        reasoning=text_of(row, ("reasoning",), required=False),
+        answer=text_of(row, ("answer",), required=False),
+        target=text_of(row, ("target",), required=False) or None,
+        aliases=tuple(clean(text, "an alias") for text in _aliases(row.get("aliases"))),
+        options={clean(key, "an option's letter"): clean(text, "an option") for key, text in options.items()},
+        distractors=tuple(clean(text, "a distractor") for text in _aliases(row.get("distractors"))),
+        meta=dict(meta),
     )
     if not sample.answer and sample.target is None:
         raise BadRow("answer and target are empty")
@@ -136,7 +139,7 @@ def chat(row: Row, base: int) -> Sample:
 def completed(row: Row, base: int) -> Sample:
     """prompt/completion, as texts or as message lists."""
     del base
-    messages = _prompt({"prompt": row["prompt"]})
+    messages = _prompt({"prompt": row.get("prompt")})
     name, completion = find(row, ("completion", "response"))
     if as_list(completion):
         said = turns_of([{"role": "user", "content": "-"}, *as_list(completion)])[1:]  # alone it would start wrong
@@ -161,10 +164,11 @@ def alpaca(row: Row, base: int) -> Sample:
     reasoning, answer = split(output)
     earlier: list[Message] = []
     for pair in as_list(row.get("history")):
-        if len(as_list(pair)) != 2:
+        said = as_list(pair)
+        if len(said) != 2:
             raise BadRow("history is not a list of [question, answer]")
-        earlier += [{"role": "user", "content": clean(pair[0], "history")}]
-        earlier += [{"role": "assistant", "content": clean(pair[1], "history")}]
+        earlier += [{"role": "user", "content": clean(said[0], "history")}]
+        earlier += [spoken({"role": "assistant", "content": clean(said[1], "history")})]
     prompt = f"{instruction}\n\n{given}" if given else instruction
     return Sample("", (*earlier, *ask(prompt)), reasoning=reasoning, answer=answer)
 
@@ -185,7 +189,7 @@ def verifiable(row: Row, base: int) -> Sample:
 
 def four(row: Row, base: int) -> Sample:
     named = {x.upper(): row[f"op{x}"] for x in "abcdefgh" if f"op{x}" in row}
-    return _choice(_stem(row), named, row["cop"], base)
+    return _choice(_stem(row), named, row.get("cop"), base)
 
 
 def lettered(row: Row, base: int) -> Sample:
@@ -201,7 +205,7 @@ def optioned(row: Row, base: int) -> Sample:
 def abstention(row: Row, base: int) -> Sample:
     """Nonsense questions without a gold column: the one option that admits ignorance is gold."""
     del base
-    named, _ = options_of(row["options"])
+    named, _ = options_of(row.get("options"))
     honest = [letter for letter, text in named.items() if text.lower().rstrip(".。") in _ABSTAIN]
     if len(honest) != 1:
         raise BadRow("there is no gold, and not one option that says 'I do not know'")

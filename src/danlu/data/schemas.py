@@ -16,18 +16,20 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from danlu.data import readers
 from danlu.data.cells import BadRow as BadRow
-from danlu.data.cells import Row, find, missing, text_of
+from danlu.data.cells import Row, find, missing, text_of, writable
 from danlu.data.choices import LETTERS, size
+from danlu.data.digests import content_id
 from danlu.errors import DanluError
 from danlu.records import Sample
-from danlu.run import digest
 
 OUR_NAMES = ("question", "reasoning", "answer", "target", "options", "id", "system", "aliases")
 _ID = ("id", "_id", "uid", "pubid", "qid", "sample_id", "question_id", "")  # "": the unnamed index of a pandas CSV
+_LISTED = 30  # columns named in an error
 _META = (
     "subject",
     "subject_name",
@@ -67,24 +69,34 @@ class Mapping:
         """Sample of a row, with an id that is the row's own or the hash of its content; BadRow with the reason."""
         lowered = _renamed(row, self.columns)
         sample = self.schema.read(lowered, self.base)
-        system = text_of(lowered, ("system",), required=False)
-        if system and sample.messages[0]["role"] != "system":
-            sample = replace(sample, messages=({"role": "system", "content": system}, *sample.messages))
-        meta = {key: lowered[key] for key in _META if lowered.get(key) != "nan" and not missing(lowered.get(key))}
-        sample = replace(sample, meta={**meta, **sample.meta})
-        return replace(sample, id=_own_id(lowered) or _content_id(sample))
+        ids, metas = _named(tuple(lowered))
+        if "system" in lowered and sample.messages[0]["role"] != "system":
+            system = text_of(lowered, ("system",), required=False)
+            if system:
+                sample = replace(sample, messages=({"role": "system", "content": system}, *sample.messages))
+        meta = {key: _kept(lowered[key], key) for key in metas if not missing(lowered[key]) and lowered[key] != "nan"}
+        return replace(sample, id=_own_id(lowered, ids) or content_id(sample), meta={**meta, **sample.meta})
 
 
-def _own_id(row: Row) -> str:
-    for name in _ID:
-        value = row.get(name)
+@lru_cache(4096)
+def _named(columns: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which columns can be the id, and which are kept as meta."""
+    return tuple(name for name in _ID if name in columns), tuple(name for name in _META if name in columns)
+
+
+def _own_id(row: Row, names: tuple[str, ...]) -> str:
+    for name in names:
+        value = row[name]
         if isinstance(value, (str, int)) and not isinstance(value, bool) and str(value).strip():
+            writable(value, name)
             return str(value).strip()
     return ""
 
 
-def _content_id(sample: Sample) -> str:
-    return digest([sample.messages, sample.reasoning, sample.answer, sample.target, sample.options])
+def _kept(value: Any, name: str) -> Any:
+    """A value as run files can hold it (dates and the like of Parquet become text)."""
+    writable(value, name)
+    return value if isinstance(value, (str, int, float, dict, list, tuple)) else str(value)
 
 
 def detect(rows: list[Row], columns: dict[str, str], origin: str) -> Mapping:
@@ -92,42 +104,61 @@ def detect(rows: list[Row], columns: dict[str, str], origin: str) -> Mapping:
 
     DanluError when none fits, naming the columns found and the schemas tried, and for a bad `columns`.
     """
-    _check_columns(rows, columns, origin)
-    shapes = Counter(frozenset(_renamed(row, columns)) for row in rows)
+    shapes = Counter(map(tuple, rows))
+    present = list(dict.fromkeys(key for shape in shapes for key in shape))
+    _check_columns(present, columns, origin)
+    lowered = [(_renamed(dict.fromkeys(shape), columns).keys(), n) for shape, n in shapes.items()]
     known = [_PLAIN] if "question" in columns else SCHEMAS
-    fitting = [(sum(n for shape, n in shapes.items() if schema.fits(shape)), schema) for schema in known]
+    fitting = [(sum(n for shape, n in lowered if schema.fits(shape)), schema) for schema in known]
     count, schema = max(fitting, key=lambda pair: pair[0])
     if not count:
-        found = ", ".join(dict.fromkeys(str(key) for row in rows for key in row))
+        names = [_shown(key) for key in [*present, "COLUMN", "COLUMN"]]
         raise DanluError(
-            f"{origin}: no known schema has the columns {found}",
-            f"tried {'; '.join(schema.name for schema in SCHEMAS)}. Name them with data.columns, "
-            "for example columns: {question: COLUMN, answer: COLUMN}"
-            f" (our names: {', '.join(OUR_NAMES)})",
+            f"{origin}: no known schema has the columns {_listed(present)}",
+            f"tried {'; '.join(schema.name for schema in SCHEMAS)}. Name yours beside the path of the file, "
+            f"data.columns: {{question: {names[0]}, answer: {names[1]}}} (our names: {', '.join(OUR_NAMES)})",
         )
-    return Mapping(schema, columns, _base(schema, [_renamed(row, columns) for row in rows], origin))
+    return Mapping(schema, columns, _base(schema, rows, columns, origin))
 
 
-def _check_columns(rows: list[Row], columns: dict[str, str], origin: str) -> None:
-    present = list(dict.fromkeys(key for row in rows for key in row))
+def _check_columns(present: list[str], columns: dict[str, str], origin: str) -> None:
     for ours, theirs in columns.items():
         if ours not in OUR_NAMES:
             near = difflib.get_close_matches(ours, OUR_NAMES, n=1)
             hint = f"did you mean {near[0]}?" if near else f"our names: {', '.join(OUR_NAMES)}"
             raise DanluError(f"{origin}: columns: {ours} is not one of our names", hint)
         if theirs not in present and theirs.partition(".")[0] not in present:
-            near = difflib.get_close_matches(theirs, present, n=1)
+            near = difflib.get_close_matches(theirs, present[:1000], n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise DanluError(f"{origin} has no column {theirs!r}", f"{hint}columns there: {', '.join(present)}")
+            raise DanluError(f"{origin} has no column {theirs!r}", f"{hint}columns there: {_listed(present)}")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(_shown(name) for name in names[:_LISTED]) + more
+
+
+def _shown(name: str) -> str:
+    return name[:60].encode("utf-8", "replace").decode() if name.strip() else repr(name)
 
 
 def _renamed(row: Row, columns: dict[str, str]) -> Row:
     """The row under lower-case names, the user's columns under ours (and alone, when they name the question)."""
-    lowered: Row = {}
-    for key, value in row.items():
-        lowered.setdefault(key.strip().lower(), value)
+    names = _lowered(tuple(row))
+    lowered = {name: row[key] for name, key in names.items()} if names is not None else row
+    if not columns:
+        return lowered
     mapped = {ours: _reach(row, theirs) for ours, theirs in columns.items()}
     return mapped if "question" in mapped else {**lowered, **mapped}
+
+
+@lru_cache(4096)
+def _lowered(columns: tuple[str, ...]) -> dict[str, str] | None:
+    """Lower-case name -> the file's; the first of equals. None where the names are so already."""
+    names: dict[str, str] = {}
+    for key in columns:
+        names.setdefault(key.strip().lower(), key)
+    return None if tuple(names) == columns else names
 
 
 def _reach(row: Row, name: str) -> Any:
@@ -139,7 +170,7 @@ def _reach(row: Row, name: str) -> Any:
     return value
 
 
-def _base(schema: Schema, rows: list[Row], origin: str) -> int:
+def _base(schema: Schema, rows: list[Row], columns: dict[str, str], origin: str) -> int:
     """0 or 1: where the file's gold numbers start."""
     if schema.name not in _NUMBERED:
         return 0
@@ -147,11 +178,12 @@ def _base(schema: Schema, rows: list[Row], origin: str) -> int:
     seen: set[int] = set()
     top = False
     for row in rows:
-        text = str(find(row, gold)[1]).strip()
-        if re.fullmatch(r"\d+(\.0)?", text):
-            number = int(float(text))
+        lowered = _renamed(row, columns)
+        value = find(lowered, gold)[1]
+        if isinstance(value, (str, int, float)) and re.fullmatch(r"\d{1,9}(\.0)?", str(value).strip()):
+            number = int(float(value))
             seen.add(number)
-            top = top or number == sizes(row)
+            top = top or number == sizes(lowered)
     if 0 in seen or not seen:
         return 0
     if top:

@@ -25,9 +25,10 @@ import yaml
 
 from danlu import domains, recipe
 from danlu.data import files, schemas
+from danlu.data.digests import rows_digest as rows_digest
+from danlu.data.raw import Raw
 from danlu.errors import DanluError
 from danlu.records import Sample
-from danlu.run import digest
 
 OnBadRow = Literal["error", "skip"]
 Needs = Literal["answer", "target"]
@@ -107,13 +108,8 @@ def unique_ids(rows: list[Sample]) -> list[Sample]:
     return out
 
 
-def rows_digest(rows: list[Sample]) -> str:
-    """Short hash of the rows in their order."""
-    return digest([row.to_dict() for row in rows])
-
-
 def _mapped(
-    found: list[tuple[str, list[files.Raw]]], source: recipe.Source, needs: Needs | None
+    found: list[tuple[str, list[Raw]]], source: recipe.Source, needs: Needs | None
 ) -> tuple[list[Sample], list[Reject]]:
     every = [(origin, raw) for origin, raws in found for raw in raws]
     chosen = every
