@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,6 +79,8 @@ def test_own_rows_come_back_as_they_were():
     ask = ({"role": "user", "content": "q"},)
     sample = Sample("x1", ask, "r", "a", "B", ("alias",), {"A": "m", "B": "n"}, ("wrong",), {"task": "t"})
     assert one(sample.to_dict()) == sample
+    bare = Sample("x2", ask, target="t")
+    assert one(bare.to_dict()) == one(json.loads(json.dumps(bare.to_dict()))) == bare
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from danlu import domains
-from danlu.data.sources import choose, load, unique_ids
+from danlu.data.folders import choose
+from danlu.data.sources import load, unique_ids
 from danlu.errors import DanluError
 from danlu.recipe import Source
 from danlu.records import Sample

@@ -76,12 +76,12 @@ def plain(row: Row, base: int) -> Sample:
 
 
 def _aliases(value: Any) -> list[Any]:
+    """A list, the JSON text of one, or texts with | or line breaks between them."""
     if missing(value):
         return []
-    found = as_list(value)
-    return found or (
-        [part for part in re.split(r"[|\n]", value) if part.strip()] if isinstance(value, str) else [value]
-    )
+    if isinstance(value, str):
+        return as_list(value) or [part for part in re.split(r"[|\n]", value) if part.strip()]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def gold_text(row: Row, base: int) -> Sample:
