@@ -76,12 +76,15 @@ def write(tmp_path: Path) -> Callable[[str, Any], str]:
 
 
 @pytest.fixture
-def hub() -> Iterator[Callable[[dict[str, bytes]], str]]:
-    """hub({path: content}) serves the data set (or model) acme/pots as both hubs do; returns its endpoint."""
+def hub() -> Iterator[Callable[..., str]]:
+    """hub({path: content}, v2={...}) serves the data set (or model) acme/pots as both hubs do; returns its endpoint.
+
+    The first is what stands at main; others are further revisions by their names.
+    """
     servers = []
 
-    def serve(repository: dict[str, bytes]) -> str:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(repository))
+    def serve(repository: dict[str, bytes], **others: dict[str, bytes]) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler({"main": repository, **others}))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}"
@@ -92,35 +95,50 @@ def hub() -> Iterator[Callable[[dict[str, bytes]], str]]:
         server.server_close()
 
 
-def _handler(repository: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
-    sha = "a" * 40
+def _handler(revisions: dict[str, dict[str, bytes]]) -> type[BaseHTTPRequestHandler]:
+    commits = {name: "abcdef"[place] * 40 for place, name in enumerate(revisions)}
+    contents = {commit: revisions[name] for name, commit in commits.items()}
 
     class Hub(BaseHTTPRequestHandler):
+        commit = commits["main"]
+
         def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            name = path.removeprefix("/datasets").removeprefix(f"/acme/pots/resolve/{sha}/")
+            path, _, asked = self.path.partition("?")
             path = path.replace("/api/models/", "/api/datasets/")  # a model repository of the same name
-            if path == "/api/datasets/acme/pots/revision/main":
-                siblings = [{"rfilename": key} for key in repository]
-                self.answer(json.dumps({"id": "acme/pots", "sha": sha, "siblings": siblings}).encode())
-            elif path == f"/api/datasets/acme/pots/tree/{sha}":
+            query = {key: values[0] for key, values in parse_qs(asked).items()}
+            place, _, rest = path.removeprefix("/datasets").removeprefix("/acme/pots/resolve/").partition("/")
+            api = "/api/datasets/acme/pots/"
+            if path.startswith(f"{api}revision/"):
+                wanted = path.removeprefix(f"{api}revision/")
+                self.commit = commits.get(wanted, wanted)
+                if self.commit not in contents:
+                    self.answer(b"{}", 404, {"X-Error-Code": "RevisionNotFound"})
+                    return
+                siblings = [{"rfilename": key} for key in contents[self.commit]]
+                self.answer(json.dumps({"id": "acme/pots", "sha": self.commit, "siblings": siblings}).encode())
+            elif path.startswith(f"{api}tree/"):
+                self.commit = path.removeprefix(f"{api}tree/")
                 entries = [
                     {"type": "file", "path": key, "size": len(value), "oid": hashlib.sha1(value).hexdigest()}
-                    for key, value in repository.items()
+                    for key, value in contents[self.commit].items()
                 ]
                 self.answer(json.dumps(entries).encode())
             elif path == "/api/v1/datasets/acme/pots/repo/tree":  # ModelScope's way
+                self.commit = commits[{"master": "main"}.get(query["Revision"], query["Revision"])]
                 found = [
-                    {"Path": key, "Name": key, "Type": "blob", "Size": len(value), "Revision": sha}
+                    {"Path": key, "Name": key, "Type": "blob", "Size": len(value), "Revision": self.commit}
                     | {"Sha256": hashlib.sha256(value).hexdigest()}
-                    for key, value in repository.items()
+                    for key, value in contents[self.commit].items()
                 ]
                 data = {"Files": found, "TotalCount": len(found)}
                 self.answer(json.dumps({"Code": 200, "Success": True, "Data": data}).encode())
             elif path == "/api/v1/datasets/acme/pots/repo":
-                self.answer(repository[parse_qs(self.path.partition("?")[2])["FilePath"][0]])
-            elif name in repository:
-                self.answer(repository[name])
+                revision = query.get("Revision", "main")
+                self.commit = commits.get({"master": "main"}.get(revision, revision), revision)
+                self.answer(contents[self.commit][query["FilePath"]])
+            elif rest in contents.get(place, {}):
+                self.commit = place
+                self.answer(contents[place][rest])
             else:
                 self.answer(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
 
@@ -128,7 +146,7 @@ def _handler(repository: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
 
         def answer(self, body: bytes, status: int = 200, extra: dict[str, str] | None = None) -> None:
             self.send_response(status)
-            headers = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": sha, **(extra or {})}
+            headers = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": self.commit, **(extra or {})}
             for key, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(key, value)
             self.end_headers()

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,7 @@ def test_choosing_files(names, card, source, chosen):
         (["en.json", "zh.json"], "", {}, r"several files for train: en.json, zh.json\nhint: name one as subset"),
         (["train.json"], "", {"split": "test"}, r"no split 'test'\nhint: splits there: train"),
         (["en.json"], "", {"subset": "fr"}, "no subset 'fr'"),
+        (["train-00001-of-00003.json"], "", {}, "has 1 of the 3 parts of train.json"),
         (["en.json"], CARD, {}, r"several subsets\nhint: name one as subset: zh, en"),
         (["en.json"], CARD, {"subset": "fr"}, "no subset 'fr'"),
         (["en.json"], CARD, {"subset": "en", "split": "test"}, r"no split 'test'\nhint: splits there: train"),
@@ -198,6 +200,40 @@ def test_hub_data_through_an_endpoint_then_offline(hub, tmp_path):
     assert answer.startswith(f"acme/pans is neither a file here nor a data set at {endpoint}")
     answer = fetch({"path": "acme/pans"}, tmp_path, endpoint, HF_HUB_OFFLINE="1")
     assert answer.startswith("acme/pans is not in the local cache, and HF_HUB_OFFLINE forbids")
+
+
+def test_a_revision_of_hub_data(hub, tmp_path):
+    old = b'{"question": "old?", "answer": "a"}\n'
+    endpoint = hub({"pots.jsonl": Path(POTS).read_bytes()}, v1={"pots.jsonl": old})
+    source = {"path": "acme/pots", "revision": "v1"}
+    assert fetch(source, tmp_path, endpoint) == [["old?"], []]
+    assert fetch({**source, "revision": "b" * 40}, tmp_path, endpoint) == [["old?"], []]
+    assert len(fetch({"path": "acme/pots"}, tmp_path, endpoint)[0]) == 4
+    assert fetch(source, tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1") == [["old?"], []]
+    answer = fetch({**source, "revision": "v9"}, tmp_path, endpoint)
+    assert answer.startswith(f"acme/pots has no revision 'v9' at {endpoint}\nhint: name a commit, a branch or a tag")
+    answer = fetch({**source, "revision": "v9"}, tmp_path, endpoint, HF_HUB_OFFLINE="1")
+    assert answer.startswith("acme/pots at revision v9 is not in the local cache")
+    with pytest.raises(DanluError, match="is local and has no revisions"):
+        load(Source(path=POTS, revision="v1"))
+
+
+def test_the_revision_reaches_the_modelscope_client(monkeypatch, tmp_path):
+    asked = []
+
+    def download(repo: str, **more: object) -> str:
+        asked.append((repo, more.get("revision")))
+        (tmp_path / "pots.jsonl").write_bytes(Path(POTS).read_bytes())
+        return str(tmp_path)
+
+    client = types.ModuleType("modelscope.hub.snapshot_download")
+    client.dataset_snapshot_download = download
+    for name in ("modelscope", "modelscope.hub"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, client.__name__, client)
+    load(Source(path="modelscope:acme/pots", revision="v1"), on_bad_row="skip")
+    load(Source(path="modelscope:acme/pots"), on_bad_row="skip")
+    assert asked == [("acme/pots", "v1"), ("acme/pots", None)]
 
 
 def test_hub_that_cannot_be_reached(tmp_path):
