@@ -46,6 +46,7 @@ td div { font-size: .93rem }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); gap: .9rem .8rem;
   margin: 0 0 1.2rem; font-variant-numeric: tabular-nums }
 .figures b { display: block; font-size: 1.2rem; line-height: 1.3 }
+.figures.large { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)) }
 .figures span { color: var(--quiet); font-size: .86rem; line-height: 1.3; display: block }
 .finding { border: 1px solid var(--line); border-left: 4px solid var(--quiet); border-radius: 0 8px 8px 0;
   padding: .8rem 1rem; margin: 0 0 .9rem }
@@ -70,7 +71,8 @@ svg line.most { stroke: var(--good); stroke-dasharray: 5 3 } svg text.most { fil
 .shares .n { text-align: right }
 @media (max-width: 40rem) { svg.large { display: none } svg.small { display: block }
   tr { display: grid; grid-template-columns: repeat(3, 1fr); border-bottom: 1px solid var(--line) }
-  tr > * { border: 0; padding: .2rem 0 } tr > :first-child { grid-column: 1 / -1 } td.n, th.n { text-align: left } }
+  tr > * { border: 0; padding: .2rem 0 } tr > :first-child { grid-column: 1 / -1 }
+  td.n, th.n { text-align: left; padding: .2rem 0 } }
 @media print { details { display: none } .finding, svg { break-inside: avoid } }
 """
 
@@ -290,15 +292,15 @@ def _short(value: float) -> str:
 
 def _supervised(report: Mapping[str, Any]) -> str:
     share, packing = report["supervised_share"], report["packing"]
-    figures = _figures([
+    tiles = [
         ("tokens", f"{report['tokens']:,}"),
         ("carry loss", f"{report['supervised_tokens']:,}"),
         ("packs", f"{packing['packs']:,}"),
         ("of a pack filled", percent(packing["fill"])),
-    ])  # fmt: skip
+    ]
     width = f"{100 * min(max(share, 0), 1):.2f}%"
     return (
-        f'{figures}<div class="track tall" role="img" aria-label="{escape(percent(share))} of the tokens carry loss">'
+        f'{_figures(tiles, "figures large")}<div class="track tall" aria-hidden="true">'
         f'<div style="width:{width}"></div></div>\n'
         f"<p>{escape(percent(share))} of the tokens carry loss; the rest is read only.</p>"
     )
@@ -320,9 +322,9 @@ def _shares(name: str, counts: Mapping[str, int]) -> str:
     return f'<div class="shares"><h3>{_plain(name.capitalize())}</h3>{"".join(lines)}</div>\n'
 
 
-def _figures(pairs: Iterable[tuple[str, str]]) -> str:
+def _figures(pairs: Iterable[tuple[str, str]], kind: str = "figures") -> str:
     tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in pairs)
-    return f'<div class="figures">{tiles}</div>\n'
+    return f'<div class="{kind}">{tiles}</div>\n'
 
 
 def _plain(value: object) -> str:

@@ -80,7 +80,7 @@ def count(row: Iterable[Piece]) -> dict[Kind, int]:
 _STYLE = """
 .legend { list-style: none; margin: 0 0 1.6rem; padding: 0; display: grid; gap: .45rem 1.6rem;
   grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)) }
-.legend li { display: grid; grid-template-columns: 6.2rem 1fr; align-items: baseline }
+.legend li { display: grid; grid-template-columns: 7rem 1fr; align-items: baseline }
 .legend mark { justify-self: start } mark { color: inherit; background: none; border-radius: 3px }
 .row { border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; margin: 0 0 1rem }
 .row header { display: flex; flex-wrap: wrap; gap: 0 1.2rem; margin-bottom: .5rem; align-items: baseline }
