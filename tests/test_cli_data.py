@@ -37,7 +37,7 @@ REPORT: dict[str, Any] = {
     "packing": {"packs": 6721, "fill": 0.948},
     "mix": {"language": {"en": 30, "zh": 150}, "script": {}},
     "findings": [
-        {"code": "odd", "level": "info", "count": 9, "of": 0, "what": "?", "do": "", "examples": ["a\x1b[31m\nb [red]"]},
+        {"code": "odd", "level": "info", "count": 9, "of": 0, "what": "?", "do": "", "examples": ["a\x1b[31m\n[b]"]},
         {"code": "near", "level": "warning", "count": 77, "of": 18930, "what": "alike", "do": " ", "examples": []},
         {"code": "end-lost", "level": "error", "count": 1159, "of": 18930, "what": "Rows lose their end token. " * 6}
         | {"do": "raise data.max_length to 3904 and read what it costs; " * 2, "examples": [LONG, "short"]},
@@ -108,7 +108,7 @@ def test_a_report_in_a_pipe(shown: Shown) -> None:
     ]
     assert "warning near  77 of 18,930 (0.4 %)" in lines
     assert "info    odd  9" in lines
-    assert "          a<U+001B>[31m↵b [red]" in lines
+    assert "          a<U+001B>[31m↵[b]" in lines
     example = next(line for line in lines if "患者男" in line)
     assert example.endswith("…")
     assert 78 <= cell_len(example) <= 80

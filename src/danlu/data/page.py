@@ -215,8 +215,8 @@ def _lengths(lengths: Mapping[str, Any]) -> str:
     names = {"min": "shortest", "p50": "median", "p90": "90 %", "p95": "95 %", "p99": "99 %", "max": "longest"}
     told = [(name, f"{lengths[key]:,.0f}") for key, name in names.items()]
     told += [("mean", f"{lengths['mean']:,.0f}"), ("max_length", f"{lengths['max_length']:,}")]
-    lost = lost_words(lengths)
-    sentence = f'<b class="warning">{escape(lost)}</b>' if lost else "No row loses anything at max_length."
+    lost = escape(lost_words(lengths)).replace(" %", "&nbsp;%")
+    sentence = f'<b class="warning">{lost}</b>' if lost else "No row loses anything at max_length."
     keeps = f'<p class="quiet">max_length {lengths["keeps_99"]:,} would keep 99 % of the rows whole.</p>'
     drawn = [_histogram(lengths, *size) for size in ((920, "large"), (350, "small")) if lengths["histogram"]["counts"]]
     return f"{_figures(told)}{''.join(drawn)}<p>{sentence}</p>{keeps}"
