@@ -13,7 +13,7 @@ from typing import Any
 
 Row = dict[str, Any]
 _KINDS = {"dict": "an object", "list": "a list", "bool": "a boolean", "NoneType": "null", "float": "a number"}
-_KINDS |= {"int": "a number", "bytes": "binary"}
+_KINDS |= {"int": "a number", "str": "text", "bytes": "binary"}
 _DEEPEST = 20  # of lists and objects in a cell
 _LITERAL = 1_000_000  # characters; Python's parser needs a hundred times their memory
 

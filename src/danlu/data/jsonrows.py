@@ -147,8 +147,9 @@ def _mended(lines: list[bytes], index: int, decode: Decode) -> tuple[list[Raw], 
     whole, complete = _from_bytes(b"\n".join(lines[index:stop]), index + 1, decode)
     if complete:
         return whole, stop
-    if _breaks_in_strings(b"\n".join(lines[index:stop])):
-        return [unreadable(index + 1, "a line break inside a text (JSON writes it \\n)", lines[index])], stop
+    for end in range(index + 2, min(stop, index + _LOOK) + 1):
+        if _breaks_in_strings(b"\n".join(lines[index:end])):
+            return [unreadable(index + 1, "a line break inside a text (JSON writes it \\n)", lines[index])], end
     while near < stop and (not lines[near].strip() or lines[near][:1] in b' \t"}]'):
         near += 1
     if near == index + 1:
@@ -167,16 +168,17 @@ def _from_bytes(content: bytes, line: int, decode: Decode) -> tuple[list[Raw], b
 def _sequence(text: str, line: int, decode: Decode) -> tuple[list[Raw], bool]:
     """Objects that follow one another, and whether all of `text` could be read; the unread rest is the last row."""
     found: list[Raw] = []
-    at, counted = _skip(text, 0), 0
+    at, counted, before = _skip(text, 0), 0, 0
     while at < len(text):
-        line, counted = line + text.count("\n", counted, at), at
         try:
             value, end, wrong = decode(text, at)
         except (ValueError, RecursionError) as error:
             if found and text[at] != "{":
-                last = found.pop()
-                return [*found, unreadable(last.line, "not JSON (more text after the object)", text[at:])], False
+                said = "not JSON (more text after the object)"
+                return [*found[:-1], unreadable(line, said, text[before : before + EXCERPT])], False
+            line += text.count("\n", counted, at)
             return [*found, unreadable(line, f"not JSON ({_why(error)})", text[at : at + EXCERPT])], False
+        line, counted, before = line + text.count("\n", counted, at), at, at
         found.append(_as_row(line, value, wrong, text[at : at + EXCERPT]))
         at = _skip(text, end)
     return found, True
@@ -184,7 +186,7 @@ def _sequence(text: str, line: int, decode: Decode) -> tuple[list[Raw], bool]:
 
 def _breaks_in_strings(content: bytes) -> bool:
     try:
-        json.loads(content.decode(), strict=False)
+        json.loads(content.decode("utf-8-sig"), strict=False)
     except (ValueError, RecursionError):
         return False
     return True

@@ -40,8 +40,10 @@ def text_of(path: Path, content: bytes) -> str:
 def not_utf8(path: Path, content: bytes, at: int) -> DanluError:
     """The error for bytes that break at `at`: another encoding, or a damaged line in UTF-8 text."""
     line = content.count(b"\n", 0, at) + 1
-    if not content[:at].isascii():
-        hint = "the text before it is UTF-8: mend or leave out that line"
+    near = content[max(0, at - 100_000) : at + 100_000].decode("utf-8", "replace")
+    bad = near.count("\ufffd")
+    if bad < sum(not letter.isascii() for letter in near) - bad:
+        hint = "the text around it is UTF-8: mend or leave out that line"
     else:
         hint = recode(path, "GB18030" if _decodes(content, "gb18030") else "ISO-8859-1")
     return DanluError(f"{path} line {line} is not UTF-8", hint)

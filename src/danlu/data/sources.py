@@ -113,7 +113,7 @@ def _mapped(
             first = raws[0]
             raise DanluError(
                 f"{origin} line {first.line}: {first.reason or 'empty row'} (no row of the file can be read)",
-                f"a data file ends in {', '.join(files.SUFFIXES)}",
+                "is it the right file, and whole? a row is one JSON object, or one line of a table",
             )
         mappings[origin] = schemas.detect(readable, source.columns, origin)
     rows: list[Sample] = []

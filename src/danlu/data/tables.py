@@ -62,16 +62,14 @@ def _cells(lines: list[str], comma: str) -> Iterator[tuple[int, int, list[str], 
             for cells in csv.reader(feed(), delimiter=comma, strict=True):
                 yield start, at, cells, ""
                 start = at
-        except csv.Error as error:
-            open_to = at
-            at = start + 1
+        except csv.Error:
+            open_to, at = at, start + 1
             loose, closed = _alone(lines[start], comma)
             if closed:
                 yield start, at, loose, ""
-            elif open_to > at:
-                yield start, at, [], f"a quote is opened and not closed (read on to line {open_to})"
             else:
-                yield start, at, [], str(error)
+                more = f" (reading went on to line {open_to})" if open_to > at else ""
+                yield start, at, [], f"a quote is opened and not closed{more}"
 
 
 def _alone(line: str, comma: str) -> tuple[list[str], bool]:
