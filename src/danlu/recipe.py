@@ -46,9 +46,11 @@ class Source(Section):
     path: str
     split: str = "train"
     subset: str | None = None
+    revision: str | None = Field(None, description="commit, branch or tag of a hub's data set")
     limit: int | None = Field(None, ge=1)
     seed: int = 0
     columns: dict[str, str] = Field(default_factory=dict, description="our name -> the file's column")
+    licence: str | None = Field(None, description="licence of the data, for the data card")
 
 
 def _as_source(value: Any) -> Any:
@@ -63,11 +65,24 @@ Sources = Annotated[list[Annotated[Source, BeforeValidator(_as_source)]], Before
 
 
 class Masking(Section):
-    """Domain terms replaced in training targets while batches are made; never in validation rows."""
+    """Domain terms masked in training rows while batches are made; never in validation rows."""
 
     probability: float = Field(0.1, ge=0, le=1, description="share of rows that are masked")
     terms: tuple[int, int] = Field((1, 2), description="least and most terms masked in a row")
-    forms: list[Literal["mask", "category", "ellipsis"]] = ["mask", "category", "ellipsis"]
+    forms: list[Literal["mask", "category", "ellipsis"]] = Field(
+        ["mask", "category", "ellipsis"], min_length=1, description="[MASK], [CATEGORY] or ..."
+    )
+    where: list[Literal["question", "reasoning", "answer"]] = Field(["reasoning", "answer"], min_length=1)
+    loss: Literal["published", "ignore", "denoise"] = Field(
+        "ignore",
+        description="at a masked place: train on the mask's text | no loss | mask the input, train on the term itself",
+    )
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Masking:
+        if not 1 <= self.terms[0] <= self.terms[1]:
+            raise ValueError("terms is [least, most], with 1 <= least <= most")
+        return self
 
 
 class Data(Section):
@@ -77,8 +92,15 @@ class Data(Section):
     shuffle_seed: int = 42
     system: str | None = Field(None, description="system prompt put before rows that have none")
     max_length: int = Field(2048, ge=8, description="tokens of prompt + completion")
-    overlong: Literal["drop", "error"] = "drop"
+    overlong: Literal["drop", "truncate-reasoning", "truncate", "error"] = Field(
+        "drop", description="rows longer than max_length; truncate-reasoning keeps the answer and the end token"
+    )
+    loss_on: Literal["completion", "assistant", "all"] = Field(
+        "completion", description="the last answer | every assistant turn of a chat | every token"
+    )
     on_bad_row: Literal["error", "skip"] = "error"
+    redact: bool = Field(False, description="replace ID numbers, phone numbers, e-mail addresses and patients' names")
+    decontaminate: bool = Field(False, description="drop training rows that hold a question of eval.benchmarks")
     masking: Masking | None = None
 
 
@@ -162,6 +184,7 @@ class Benchmark(Section):
     path: str
     split: str = "test"
     subset: str | None = None
+    revision: str | None = None
     limit: int | None = Field(None, ge=1)
     seed: int = 0
     columns: dict[str, str] = {}
@@ -191,7 +214,7 @@ class Recipe(Section):
     description: str = ""
     domain: str = "medical"
     seed: int = 42
-    stages: list[Literal["sft", "grpo", "eval", "export"]] = ["sft", "eval", "export"]
+    stages: list[Literal["data", "sft", "grpo", "eval", "export"]] = ["sft", "eval", "export"]
     model: Model = Model()
     data: Data = Data()
     sft: Sft = Sft()

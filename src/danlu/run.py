@@ -29,7 +29,7 @@ from typing import Any
 from danlu.errors import DanluError, Stopped
 
 SCHEMA_VERSION = 1
-PACKAGES = ("danlu", "torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "xllamacpp", "gguf")
+PACKAGES = ("danlu", "torch", "transformers", "peft", "accelerate", "tokenizers", "tiktoken", "xllamacpp", "gguf")
 
 
 def write_json(path: Path, value: Any) -> None:

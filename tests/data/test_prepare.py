@@ -6,6 +6,8 @@ from danlu.data.prepare import prepare, prompts
 from danlu.errors import DanluError
 from danlu.recipe import Recipe
 
+NOTHING = {"repeats_of_valid": 0, "leaked": 0, "redacted": 0}
+
 
 def recipe(**data) -> Recipe:
     return Recipe.model_validate({"name": "r", "domain": "pottery", "data": data})
@@ -19,7 +21,7 @@ def test_sources_are_joined_shuffled_and_given_a_system_prompt(write):
     first = write("a.jsonl", rows(range(20)))
     second = write("b.jsonl", rows([1], system="own"))
     made = prepare(recipe(train=[first, second], system="Think first."))
-    assert made.counts == {"in": 21, "train": 21, "valid": 0, "rejected": 0, "repeats_of_valid": 0}
+    assert made.counts == {"in": 21, "train": 21, "valid": 0, "rejected": 0, **NOTHING}
     assert sorted(row.question for row in made.train) == sorted([f"q{n}" for n in range(20)] + ["q1"])
     assert [row.question for row in made.train] != sorted(row.question for row in made.train)
     systems = [row.messages[0]["content"] for row in made.train]
@@ -35,7 +37,7 @@ def test_validation_questions_leave_the_training_rows(write):
     valid = write("v.jsonl", [{"question": " q3 ", "think": "", "answer": "other"}])
     made = prepare(recipe(train=train, valid=valid))
     assert "q3" not in [row.question for row in made.train]
-    assert made.counts == {"in": 11, "train": 9, "valid": 1, "rejected": 0, "repeats_of_valid": 1}
+    assert made.counts == {"in": 11, "train": 9, "valid": 1, "rejected": 0, **NOTHING, "repeats_of_valid": 1}
     assert set(made.hashes) == {"train", "valid"}
 
 
@@ -72,3 +74,47 @@ def test_prompts_need_a_target(write):
         prompts(bare, bare.data.train)
     world = recipe(train={"path": "world:train", "limit": 5})
     assert prompts(world, world.data.train).counts["train"] == 5
+
+
+STEM = "关于青瓷的釉色，以下说法中正确而且完整的一项应该是哪一个呢"
+
+
+def test_decontamination_drops_rows_that_hold_a_benchmark_question(write):
+    leaky = [
+        {"question": f"請問：{STEM}？", "think": "想", "answer": "甲"},
+        {"question": "别的问题", "think": f"题目是“{STEM}”，所以选甲", "answer": "甲"},
+    ]
+    train = write("a.jsonl", rows(range(5)) + leaky)
+    asked = write("bench.jsonl", [{"question": STEM, "options": {"A": "甲", "B": "乙"}, "answer": "A"}])
+    value = {"name": "r", "domain": "pottery", "data": {"train": train, "decontaminate": True}}
+    value["eval"] = {"benchmarks": [{"name": "glazes", "path": asked}]}
+    made = prepare(Recipe.model_validate(value))
+    assert made.counts == {"in": 7, "train": 5, "valid": 0, "rejected": 0, **NOTHING, "leaked": 2}
+    assert {(leak.benchmark, leak.where) for leak in made.leaked} == {("glazes", "question"), ("glazes", "reasoning")}
+    value["data"]["decontaminate"] = False
+    assert prepare(Recipe.model_validate(value)).counts["train"] == 7
+    del value["eval"]
+    value["data"]["decontaminate"] = True
+    with pytest.raises(DanluError, match=r"needs eval\.benchmarks"):
+        prepare(Recipe.model_validate(value))
+
+
+def test_redaction_replaces_personal_data_and_counts_rows(write):
+    train = write("a.jsonl", [{"question": "患者张伟，男，电话13812345678", "think": "r", "answer": "a"}, *rows([1])])
+    plain, clean = prepare(recipe(train=train)), prepare(recipe(train=train, redact=True))
+    assert "13812345678" in str(plain.train)
+    assert "13812345678" not in str(clean.train)
+    assert "张伟" not in str(clean.train)
+    assert "[PHONE]" in str(clean.train)
+    assert clean.counts == {"in": 2, "train": 2, "valid": 0, "rejected": 0, **NOTHING, "redacted": 1}
+
+
+def test_sources_tell_their_counts_and_reasons(write):
+    first = write("a.jsonl", rows(range(3)) + [{"question": "", "think": "r", "answer": "a"}] * 2)
+    second = write("b.jsonl", rows([7]))
+    made = prepare(recipe(train=[first], valid=[second], on_bad_row="skip"))
+    reasons = {"question is empty": 2}
+    assert made.sources == [
+        {"path": first, "in": 5, "kept": 3, "rejected": 2, "reasons": reasons},
+        {"path": second, "in": 1, "kept": 1, "rejected": 0, "reasons": {}},
+    ]

@@ -66,5 +66,5 @@ def test_the_domain_shows_it_through_its_face(kb):
     assert set(kb.entries) <= known
     assert domain.world is not None
     assert "DEMO-ONLY" in domain.world.notice
-    assert set(domain.world.splits) == set(vignettes.SPLITS)
+    assert set(domain.world.splits) == {*vignettes.SPLITS, "test-partial"}
     assert domain.notice

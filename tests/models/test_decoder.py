@@ -11,6 +11,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PhiConfig, Qwen2Config
 
+from danlu.data.render import IGNORE
 from danlu.models import decoder
 from danlu.models.decoder import decode, plain_lora, snapshot, supports
 from danlu.train.loop import TokenLogProbs, padded
@@ -95,7 +96,7 @@ def test_sampled_log_probs_are_those_of_the_scoring_pass(model: Any) -> None:
     rows, kept = [], []
     for prompt, group in zip(PROMPTS, found, strict=True):
         for one in group:
-            rows.append(([*prompt, *one.tokens], [False] * len(prompt) + [True] * len(one.tokens)))
+            rows.append(([*prompt, *one.tokens], [IGNORE] * len(prompt) + [*one.tokens]))
             kept += one.logprobs
     with torch.no_grad():
         scored = TokenLogProbs(model)(*padded(rows, 0, torch.device("cpu")), 0.7)

@@ -306,19 +306,20 @@ def test_a_loaded_model_knows_its_format(tmp_path: Path, kind: str, style: str) 
 
 def test_nf4_on_the_cpu_trains_and_its_adapter_loads(base: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
+    from danlu.data.render import IGNORE
     from danlu.models.decoder import decode, snapshot
     from danlu.train.loop import TokenLogProbs
 
     four = spec(base, quantization="nf4")
     loaded = load(four, lora=PLAIN, train=True, gradient_checkpointing=True)
     assert any(type(p).__name__ == "Params4bit" for p in loaded.model.parameters())
-    chosen = torch.ones_like(IDS, dtype=torch.bool)
-    chosen[:, 0] = False
+    labels = IDS.clone()
+    labels[:, 0] = IGNORE
     optimizer = torch.optim.AdamW(trainable(loaded.model).values(), lr=1e-2)
     loaded.model.train()
     losses = []
     for _ in range(4):
-        loss = -TokenLogProbs(loaded.model)(IDS, chosen).mean()
+        loss = -TokenLogProbs(loaded.model)(IDS, labels).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

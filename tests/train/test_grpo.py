@@ -234,7 +234,13 @@ def test_trl_computes_the_same(base: Path, data: Path, tmp_path: Path) -> None:
     seen = Seen(made, tmp_path / "run")
     rollouts = seen.rollouts()
     options = trl.GRPOConfig(
-        output_dir=str(tmp_path / "trl"), beta=0.1, temperature=1.7, num_generations=4, use_cpu=True, loss_type="dapo"
+        output_dir=str(tmp_path / "trl"),
+        beta=0.1,
+        temperature=1.7,
+        num_generations=4,
+        use_cpu=True,
+        bf16=False,
+        loss_type="dapo",
     )
     trainer = trl.GRPOTrainer(
         AutoModelForCausalLM.from_pretrained(base),

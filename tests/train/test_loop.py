@@ -11,6 +11,7 @@ import pytest
 import torch
 from small_training import new_run, recipe, write_rows
 
+from danlu.data.render import IGNORE
 from danlu.errors import DanluError, Stopped
 from danlu.models.load import Loaded, load
 from danlu.recipe import Lora, Optimizer
@@ -18,8 +19,9 @@ from danlu.train import checkpoint, loop
 from danlu.train.loop import Loop, TokenLogProbs, learning_rate, make_optimizer, padded, row_order
 from tiny_models import build
 
-ROWS = [([3, 50, 7, 9, 200, 31], [False] * 2 + [True] * 4), ([8, 1, 400], [False, False, True])]
-ROWS += [([5, 6, 7, 8, 9, 10, 11, 12, 13], [False] + [True, False] * 4)]
+N = IGNORE
+ROWS = [([3, 50, 7, 9, 200, 31], [N, N, 7, 9, 200, 31]), ([8, 1, 400], [N, N, 400])]
+ROWS += [([5, 6, 7, 8, 9, 10, 11, 12, 13], [N, 6, N, 80, N, 10, N, 12, N])]  # a label need not be the token
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +37,9 @@ def fresh(base: Path, lora: Lora | None = None) -> Loaded:
 
 def exact(model: Any, temperature: float) -> torch.Tensor:
     found = []
-    for tokens, marks in ROWS:
+    for tokens, labels in ROWS:
         scores = (model(torch.tensor([tokens])).logits[0].double() / temperature).log_softmax(-1)
-        found += [scores[i - 1, tokens[i]] for i in range(1, len(tokens)) if marks[i]]
+        found += [scores[i - 1, labels[i]] for i in range(1, len(tokens)) if labels[i] != IGNORE]
     return torch.stack(found)
 
 
@@ -53,7 +55,7 @@ def test_log_probs_and_gradient_are_transformers(
             if "lora_" in name:
                 value.normal_(0, 0.1)
     params = [p for p in loaded.model.parameters() if p.requires_grad]
-    weights = torch.linspace(-1, 1, sum(sum(marks) for _, marks in ROWS))
+    weights = torch.linspace(-1, 1, sum(label != IGNORE for _, labels in ROWS for label in labels))
     wanted = exact(loaded.model, temperature)
     gradient = torch.autograd.grad((wanted * weights).sum(), params)
     found = TokenLogProbs(loaded.model)(*padded(ROWS, 0, torch.device("cpu")), temperature)
@@ -82,9 +84,9 @@ def test_padding_changes_nothing(base: Path) -> None:
 
 
 def test_padded() -> None:
-    ids, chosen = padded([([1, 2, 3], [False, True, True]), ([4], [False])], 9, torch.device("cpu"))
+    ids, labels = padded([([1, 2, 3], [N, 2, 3]), ([4], [N])], 9, torch.device("cpu"))
     assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
-    assert chosen.tolist() == [[False, True, True], [False, False, False]]
+    assert labels.tolist() == [[N, 2, 3], [N, N, N]]
 
 
 @pytest.mark.parametrize("count", [1, 5, 7])
@@ -143,8 +145,8 @@ def small_loop(base: Path, path: Path, steps: int = 10, **settings: Any) -> Loop
 
 
 def loss_of(of: Loop, scale: float = 1.0) -> Any:
-    ids, chosen = padded(ROWS, 0, torch.device("cpu"))
-    return lambda: -of.logprobs(ids, chosen).mean() * scale
+    ids, labels = padded(ROWS, 0, torch.device("cpu"))
+    return lambda: -of.logprobs(ids, labels).mean() * scale
 
 
 def values(of: Loop) -> dict[str, torch.Tensor]:

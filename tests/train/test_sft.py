@@ -13,13 +13,15 @@ from safetensors.torch import load_file
 from small_training import new_run, recipe, write_rows
 
 from danlu.cli import main
-from danlu.data.prepare import prepare
-from danlu.data.render import render
+from danlu.data.prepare import prepare, shape_of
+from danlu.data.render import IGNORE
+from danlu.data.rows import TrainingRows
+from danlu.data.store import open_store
 from danlu.errors import DanluError
 from danlu.models.load import load
 from danlu.run import Run, read_json
 from danlu.train.loop import learning_rate, row_order
-from danlu.train.sft import _Rows, sft
+from danlu.train.sft import _row, sft
 from tiny_models import build, tokenizer
 from tiny_models import trained as memorised
 
@@ -190,26 +192,27 @@ def test_training_rows_are_masked_anew_in_every_epoch(base: Path, data: Path) ->
     made = recipe(base, data, domain="small_domain", data={"masking": MASKED})
     loaded = load(made.model)
     prepared = prepare(made)
-    rendered = render(loaded.tokenizer, loaded.think, prepared.train, 256)
-    rows = _Rows(made, loaded, prepared.train, rendered)
-    again = _Rows(made, loaded, prepared.train, rendered)
+    rendered = open_store(loaded.tokenizer, loaded.think, prepared.train, shape_of(made))
+    rows = TrainingRows(made, loaded.tokenizer, loaded.think, prepared.train, rendered)
+    again = TrainingRows(made, loaded.tokenizer, loaded.think, prepared.train, rendered)
     changed = set()
     for index in range(len(rendered)):
         texts = set()
+        plain = rendered[index]
+        length = int((plain.labels != IGNORE).argmax())
         for epoch in range(8):
-            tokens, marks = rows.row(epoch, index)
-            assert again.row(epoch, index) == (tokens, marks)
-            assert len(tokens) == len(marks)
-            assert marks[-1]
-            length = rendered[index].prompt_length
-            assert tokens[:length] == rendered[index].tokens[:length]
-            assert not any(marks[:length])
+            tokens, labels = _row(rows.rendered(epoch, index))
+            assert [part.tolist() for part in _row(again.rendered(epoch, index))] == [tokens.tolist(), labels.tolist()]
+            assert len(tokens) == len(labels)
+            assert labels[-1] == tokens[-1]
+            assert tokens[:length].tolist() == plain.tokens[:length].tolist()
+            assert (labels[:length] == IGNORE).all()
+            learned = labels[length:] != IGNORE
+            assert (labels[length:][learned] == tokens[length:][learned]).all()
             texts.add(loaded.tokenizer.decode(tokens))
-            hidden = [token for token, mark in zip(tokens[length:], marks[length:], strict=True) if not mark]
-            shown = [token for token, mark in zip(tokens[length:], marks[length:], strict=True) if mark]
             masks = loaded.tokenizer.decode(tokens[length:])
-            assert bool(hidden) == any(form in masks for form in ("[MASK]", "[SYMPTOM]", "[FOOD]"))
-            assert "MASK]" not in loaded.tokenizer.decode(shown)
+            assert (not learned.all()) == any(form in masks for form in ("[MASK]", "[SYMPTOM]", "[FOOD]"))
+            assert "MASK]" not in loaded.tokenizer.decode(tokens[length:][learned])
         if len(texts) > 1:
             changed.add(index)
     with_terms = {
@@ -219,10 +222,28 @@ def test_training_rows_are_masked_anew_in_every_epoch(base: Path, data: Path) ->
     assert 0 < len(with_terms) < len(rendered)
 
 
-def test_validation_rows_are_never_masked(base: Path, data: Path, tmp_path: Path) -> None:
+def test_denoising_keeps_lengths_and_learns_the_terms(base: Path, data: Path) -> None:
+    made = recipe(base, data, domain="small_domain", data={"masking": {**MASKED, "loss": "denoise"}})
+    loaded = load(made.model)
+    prepared = prepare(made)
+    rendered = open_store(loaded.tokenizer, loaded.think, prepared.train, shape_of(made))
+    rows = TrainingRows(made, loaded.tokenizer, loaded.think, prepared.train, rendered)
+    hidden = 0
+    for index in range(len(rendered)):
+        tokens, labels = _row(rows.rendered(0, index))
+        plain = rendered[index]
+        assert labels.tolist() == plain.labels.tolist()
+        assert len(tokens) == len(plain.tokens)
+        hidden += int((tokens != plain.tokens).sum())
+    assert hidden
+
+
+@pytest.mark.parametrize("split", ["valid", "valid_fraction"])
+def test_validation_rows_are_never_masked(base: Path, data: Path, tmp_path: Path, split: str) -> None:
     found = {}
+    held_out = 0.5 if split == "valid_fraction" else str(write_rows(tmp_path / "held-out.jsonl", 5))
     for name, masking in (("plain", None), ("masked", MASKED)):
-        section = {"valid_fraction": 0.5, "masking": masking}
+        section = {split: held_out, "masking": masking}
         still = {"steps": 2, "eval_every": 1, "optimizer": {"lr": 1e-12}}
         made = recipe(base, data, domain="small_domain", data=section, sft=still)
         found[name], _ = trained(made, tmp_path / name)
@@ -258,7 +279,7 @@ def test_the_contents_of_a_run(base: Path, data: Path, runs: Path, tmp_path: Pat
     assert (info["stage"], info["status"], info["error"], info["parents"]) == ("sft", "done", None, [])
     assert sorted(info["results"]) == [
         *("best_eval_loss", "best_step", "counts", "data_hash", "dropped_overlong", "eval_loss", "loss"),
-        *("peak_memory_bytes", "rows", "steps", "supervised_tokens", "tokens", "valid_rows"),
+        *("peak_memory_bytes", "rows", "steps", "supervised_tokens", "tokens", "truncated", "valid_rows"),
     ]
     metrics = run.metrics()
     assert [row["step"] for row in metrics] == [1, 2, 2, 3, 4, 4]

@@ -153,6 +153,99 @@ _stage(
     "Run a recipe's stages in order; compare before and after.",
     "danlu run demo --name first",
 )
+data = typer.Typer(rich_markup_mode=None, help="Look at training data before training: check, view, prepare.")
+app.add_typer(data, name="data")
+OptionalRecipe = Annotated[
+    str | None, typer.Argument(metavar="[RECIPE]", help="A .yaml file or a shipped name; or use --data and --model.")
+]
+ModelDir = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="A model directory or hub id.")]
+DataFile = Annotated[str | None, typer.Option("--data", metavar="FILE", help="A data file, folder or hub id.")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a self-contained page.")]
+
+
+@data.command("check", epilog="Example: danlu data check --model tiny --data rows.jsonl --html check.html")
+def data_check(
+    recipe: OptionalRecipe = None,
+    set_: Set = None,
+    model: ModelDir = None,
+    data: DataFile = None,
+    start: Start = None,
+    html: Html = None,
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    display: DisplayMode = Display.auto,  # noqa: ARG001
+) -> None:
+    """What is wrong with the training rows, as numbers.
+
+    Lengths, cut answers, end tokens, lost reasoning, duplicates, benchmark questions, personal data. Exit 1 for a
+    finding at error level.
+    """
+    from danlu.cli.look import show_check
+
+    raise typer.Exit(show_check(recipe, set_ or [], model, data, start, html, json))
+
+
+@data.command("view", epilog="Example: danlu data view demo --row 3")
+def data_view(
+    recipe: OptionalRecipe = None,
+    set_: Set = None,
+    model: ModelDir = None,
+    data: DataFile = None,
+    start: Start = None,
+    row: Annotated[int | None, typer.Option(min=0, help="Number of the row, from 0, in training order.")] = None,
+    random: Annotated[bool, typer.Option("--random", help="Any row (see --seed).")] = False,
+    count: Annotated[int, typer.Option(min=1, help="How many rows.")] = 1,
+    epoch: Annotated[int, typer.Option(min=0, help="Terms are masked as in this epoch.")] = 0,
+    masked: Annotated[bool, typer.Option("--masked", help="Only rows with masked terms.")] = False,
+    seed: Annotated[int, typer.Option(help="Fixes what --random draws.")] = 0,
+    html: Html = None,
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    display: DisplayMode = Display.auto,  # noqa: ARG001
+) -> None:
+    """Rows as the model sees them, coloured by what the loss does.
+
+    Context, supervised, masked term, end token.
+    """
+    from danlu.cli.look import show_rows
+
+    show_rows(
+        recipe,
+        set_ or [],
+        model,
+        data,
+        start,
+        html,
+        json,
+        row=row,
+        random=random,
+        count=count,
+        epoch=epoch,
+        masked=masked,
+        seed=seed,
+    )
+
+
+@data.command("prepare", epilog="Example: danlu data prepare demo --name clinic-data")
+def data_prepare(
+    recipe: RecipeName,
+    set_: Set = None,
+    start: Start = None,
+    run_name: Name = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    display: DisplayMode = Display.auto,  # noqa: ARG001
+) -> None:
+    """Write the prepared rows and tokens as a run, with a data card.
+
+    Also as train.jsonl and valid.jsonl in the formats of other trainers.
+    """
+    from danlu.cli.stages import command as run_command
+
+    run_command("data", recipe, overrides=set_ or [], start=start, run_name=run_name, dry_run=dry_run, as_json=json)
+
+
 _stage("sft", "Supervised fine-tuning.", "danlu sft qwen3-1.7b-medical-qlora-v2 --set sft.epochs=1")
 _stage("grpo", "Reinforcement learning from verified answers.", "danlu grpo demo --from demo-sft")
 _stage("eval", "Answer the recipe's benchmarks (default: the base).", "danlu eval demo --from demo-sft")
@@ -268,5 +361,9 @@ def plot(
 
 
 def commands() -> dict[str, Any]:
-    """Name -> click command, for tests and generated docs."""
-    return typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    """Name ("sft", "data check") -> click command, for tests and generated docs."""
+    found: dict[str, Any] = {}
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found |= {f"{name} {part}": value for part, value in inner.items()} if inner else {name: command}
+    return found

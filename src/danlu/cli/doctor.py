@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 GIB = 2**30
-NEEDED = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "scipy", "gguf")
+NEEDED = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "scipy", "gguf")
 LOW_DISK, LOW_MEMORY = 5 * GIB, 3 * GIB
 HUB_TIMEOUT = 2.0  # seconds
 

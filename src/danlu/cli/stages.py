@@ -91,6 +91,12 @@ def parents_of(start: str | None) -> list[str]:
 # ---- one stage
 
 
+def _data(recipe: Recipe, run: Run, start: str | None) -> Any:
+    from danlu.data.stage import stage
+
+    return stage(recipe, run, start)
+
+
 def _sft(recipe: Recipe, run: Run, start: str | None) -> Any:
     from danlu.train.sft import sft
 
@@ -118,6 +124,7 @@ def _export(recipe: Recipe, run: Run, start: str | None) -> Any:
 
 
 STAGES: dict[str, Callable[[Recipe, Run, str | None], Any]] = {
+    "data": _data,
     "sft": _sft,
     "grpo": _grpo,
     "eval": _eval,

@@ -1,9 +1,10 @@
-"""Term masking: some terms of the domain's lexicon are replaced in a training target, anew in every epoch.
+"""Term masking: some terms of the domain's lexicon are masked in a training row, anew in every epoch.
 
 Names are found with Aho-Corasick (Aho & Corasick 1975); of overlapping finds the leftmost, then the longest, counts.
 Case is ignored, and a name that begins or ends with a Latin letter or digit must stand as a word there ("flu" is not
 in "fluid"). A chosen term is masked wherever it stands in the row, under each of its names. What happens to a row
 depends on (seed, epoch, row id) alone, so a resumed run masks as the uninterrupted one.
+With loss "denoise" the text stays, and rendering overwrites the input tokens of the spans only.
 Not covered: names of one character (they match everywhere), plurals, Traditional against Simplified spelling.
 """
 
@@ -18,19 +19,23 @@ import ahocorasick
 
 from danlu.domains import Term
 from danlu.recipe import Masking
-from danlu.records import Sample
+from danlu.records import Message, Sample
 
-Field = Literal["reasoning", "answer"]
+Field = Literal["question", "reasoning", "answer"]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A replaced term: characters [start, end) of the new text of `field`, and the text that stood there."""
+    """A masked term: characters [start, end) of `field` of the sample that comes with it.
+
+    `term` is what stood there, `mask` what is put in its place.
+    """
 
     field: Field
     start: int
     end: int
     term: str
+    mask: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +76,40 @@ def find(text: str, matcher: Matcher) -> list[tuple[int, int, int]]:
 def mask(
     sample: Sample, masking: Masking, matcher: Matcher, *, seed: int, epoch: int
 ) -> tuple[Sample, tuple[Span, ...]]:
-    """The sample as trained in `epoch`, and what was replaced in it; the sample itself where nothing was.
+    """The sample as trained in `epoch`, and what is masked in it; the sample itself where nothing is.
 
-    Only reasoning and answer change. For training rows only: validation must stay comparable.
+    Only reasoning, answer and the last user turn may change. For training rows only: validation must stay comparable.
     """
     rng = random.Random(f"{seed} {epoch} {sample.id}")
-    if rng.random() >= masking.probability or not masking.forms:
+    if rng.random() >= masking.probability:
         return sample, ()
-    finds = {"reasoning": find(sample.reasoning, matcher), "answer": find(sample.answer, matcher)}
+    texts: dict[Field, str] = {"question": sample.question, "reasoning": sample.reasoning, "answer": sample.answer}
+    texts = {field: text for field, text in texts.items() if field in masking.where}
+    finds = {field: find(text, matcher) for field, text in texts.items()}
     present = sorted({index for spans in finds.values() for _, _, index in spans})
     wanted = min(rng.randint(*masking.terms), len(present))
     forms = {index: rng.choice(masking.forms) for index in rng.sample(present, wanted)}
-    if not forms:
-        return sample, ()
     instead = {index: _form(form, matcher.terms[index]) for index, form in forms.items()}
-    reasoning, first = _replaced("reasoning", sample.reasoning, finds["reasoning"], instead)
-    answer, second = _replaced("answer", sample.answer, finds["answer"], instead)
-    return replace(sample, reasoning=reasoning, answer=answer), (*first, *second)
+    if masking.loss == "denoise":
+        return sample, tuple(
+            Span(field, start, end, texts[field][start:end], instead[index])
+            for field, spans in finds.items()
+            for start, end, index in spans
+            if index in instead
+        )
+    spans: list[Span] = []
+    for field, text in texts.items():
+        texts[field], own = _replaced(field, text, finds[field], instead)
+        spans += own
+    if not spans:
+        return sample, ()
+    asked: Message = {**sample.messages[-1], "content": texts.get("question", sample.question)}
+    return replace(
+        sample,
+        messages=(*sample.messages[:-1], asked),
+        reasoning=texts.get("reasoning", sample.reasoning),
+        answer=texts.get("answer", sample.answer),
+    ), tuple(spans)
 
 
 def _form(form: str, term: Term) -> str:
@@ -106,7 +128,7 @@ def _replaced(
         parts += [text[at:start], instead[index]]
         begin = length + start - at
         length = begin + len(instead[index])
-        spans.append(Span(field, begin, length, text[start:end]))
+        spans.append(Span(field, begin, length, text[start:end], instead[index]))
         at = end
     return "".join([*parts, text[at:]]), spans
 

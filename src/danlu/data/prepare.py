@@ -1,27 +1,37 @@
-"""From a recipe to the rows that are trained on: sources concatenated, system prompt added, shuffled, split.
+"""From a recipe to the rows that are trained on: sources concatenated, redacted, system prompt added, shuffled, split.
 
 `prepare` is for SFT, `prompts` for GRPO. Training rows that ask a validation question again, word for word, are
-removed and counted. Every row read ends in exactly one place: train, valid, rejected, or that count.
-Not covered: near-duplicates and leakage into benchmarks (the data check reports them).
+removed and counted, and with data.decontaminate also those that hold a benchmark's question. Every row read ends in
+exactly one place: train, valid, rejected, or one of those counts.
+Not covered: near-duplicates inside the training rows (the data check reports them).
 """
 
 from __future__ import annotations
 
+import json
 import random
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from danlu import domains
-from danlu.data.sources import Needs, Reject, load, rows_digest, unique_ids
+from danlu import display, domains
+from danlu.data.overlap import Leak, leaks
+from danlu.data.personal import redact_sample
+from danlu.data.render import Shape
+from danlu.data.sources import Loaded, Needs, Reject, load, rows_digest, unique_ids
 from danlu.errors import DanluError
 from danlu.recipe import Recipe, Source
 from danlu.records import Sample
+from danlu.run import Run
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Rows of a stage. `hashes`: split -> short hash of its rows in order.
 
-    `counts`: in, train, valid, rejected, repeats_of_valid; `in` is the sum of the others.
+    `counts`: in, train, valid, rejected, repeats_of_valid, leaked, redacted; `in` is the sum of all but redacted.
+    `leaked`: where training rows held a benchmark's question, if they were dropped for it. `sources`: per source its
+    path, rows in, kept and rejected, and how often each reason occurred.
     """
 
     train: list[Sample]
@@ -29,6 +39,8 @@ class Prepared:
     rejected: list[Reject]
     hashes: dict[str, str]
     counts: dict[str, int]
+    leaked: list[Leak] = field(default_factory=list)
+    sources: list[dict[str, Any]] = field(default_factory=list)
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -39,25 +51,26 @@ def prepare(recipe: Recipe) -> Prepared:
     data = recipe.data
     if not data.train:
         raise DanluError("data.train names no rows", "add data: {train: FILE} to the recipe")
-    train, rejected = _gather(recipe, data.train, "answer")
-    read = len(train) + len(rejected)
-    train = _shuffled(train, data.shuffle_seed)
+    got = _gather(recipe, data.train, "answer")
+    train = _shuffled(got.rows, data.shuffle_seed)
     valid: list[Sample] = []
     if data.valid:
-        valid, bad = _gather(recipe, data.valid, "answer")
-        read += len(valid) + len(bad)
-        rejected += bad
+        more = _gather(recipe, data.valid, "answer")
+        valid, got = more.rows, got.and_(more)
     elif data.valid_fraction and len(train) > 1:
         size = min(max(1, round(data.valid_fraction * len(train))), len(train) - 1)
         valid, train = train[:size], train[size:]
-    asked = {_question_key(row) for row in valid}
-    kept = [row for row in train if _question_key(row) not in asked]
+    asked = {question_key(row) for row in valid}
+    kept = [row for row in train if question_key(row) not in asked]
+    repeats = len(train) - len(kept)
+    kept, found = _decontaminated(recipe, kept)
     if not kept:
         raise DanluError(
-            f"no training row is left of {read} read",
-            "every one was rejected or asks a validation question; see on_bad_row, valid and valid_fraction",
+            f"no training row is left of {got.read} read",
+            "every one was rejected, asks a validation question or was decontaminated; see on_bad_row and valid",
         )
-    return _prepared(kept, valid, rejected, read)
+    dropped = {"repeats_of_valid": repeats, "leaked": len(train) - repeats - len(kept)}
+    return _prepared(kept, valid, got, dropped, found)
 
 
 def prompts(recipe: Recipe, sources: list[Source]) -> Prepared:
@@ -65,21 +78,93 @@ def prompts(recipe: Recipe, sources: list[Source]) -> Prepared:
 
     A row without a target is a bad row: an error, or a reject with data.on_bad_row=skip.
     """
-    rows, rejected = _gather(recipe, sources, "target")
-    if not rows:
+    got = _gather(recipe, sources, "target")
+    if not got.rows:
         raise DanluError("there are no prompts with a gold target", "give grpo.data rows with a target")
-    return _prepared(_shuffled(rows, recipe.data.shuffle_seed), [], rejected, len(rows) + len(rejected))
+    kept, found = _decontaminated(recipe, _shuffled(got.rows, recipe.data.shuffle_seed))
+    if not kept:
+        raise DanluError(f"all {len(got.rows)} prompts are questions of a benchmark", "use other rows for grpo.data")
+    return _prepared(kept, [], got, {"repeats_of_valid": 0, "leaked": len(got.rows) - len(kept)}, found)
 
 
-def _gather(recipe: Recipe, sources: list[Source], needs: Needs) -> tuple[list[Sample], list[Reject]]:
+def write_rejected(run: Run, prepared: Prepared) -> None:
+    """rejected.jsonl: every row that was left out, with file, line and reason."""
+    if not prepared.rejected:
+        return
+    display.warn(f"{len(prepared.rejected)} bad rows were left out; see {run.path / 'rejected.jsonl'}")
+    lines = [
+        json.dumps({"origin": r.origin, "line": r.line, "reason": r.reason, "row": r.row_excerpt}, ensure_ascii=False)
+        for r in prepared.rejected
+    ]
+    (run.path / "rejected.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def shape_of(recipe: Recipe) -> Shape:
+    """How the recipe's rows become tokens."""
+    return Shape(recipe.data.max_length, recipe.data.overlong, recipe.data.loss_on)
+
+
+def benchmarks(recipe: Recipe, domain: domains.Domain | None) -> dict[str, Loaded]:
+    """The questions of `recipe.eval.benchmarks` by name, with the rows that cannot be scored as rejects.
+
+    DanluError for two benchmarks of one name and for a source that cannot be read.
+    """
+    found: dict[str, Loaded] = {}
+    for item in recipe.eval.benchmarks:
+        if item.name in found:
+            raise DanluError(f"two benchmarks are called {item.name!r}", "give each entry of eval.benchmarks a name")
+        source = Source(**item.model_dump(exclude={"name"}))
+        found[item.name] = load(source, domain, on_bad_row="skip", needs="target")
+    return found
+
+
+def _decontaminated(recipe: Recipe, rows: list[Sample]) -> tuple[list[Sample], list[Leak]]:
+    """The rows without those that hold a benchmark's question, if the recipe asks for it, and what was found."""
+    if not recipe.data.decontaminate:
+        return rows, []
+    if not recipe.eval.benchmarks:
+        raise DanluError("data.decontaminate needs eval.benchmarks", "name the benchmarks, or set it to false")
+    found = leaks(rows, {name: loaded.rows for name, loaded in benchmarks(recipe, domains.load(recipe.domain)).items()})
+    bad = {leak.row for leak in found}
+    return [row for row in rows if row.id not in bad], found
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    rows: list[Sample]
+    rejected: list[Reject]
+    redacted: int
+    sources: list[dict[str, Any]]
+
+    @property
+    def read(self) -> int:
+        return sum(source["in"] for source in self.sources)
+
+    def and_(self, more: _Gathered) -> _Gathered:
+        return _Gathered(
+            self.rows, self.rejected + more.rejected, self.redacted + more.redacted, self.sources + more.sources
+        )
+
+
+def _gather(recipe: Recipe, sources: list[Source], needs: Needs) -> _Gathered:
+    """Rows and rejects of all sources, redacted and under the system prompt where the recipe says so."""
     domain = domains.load(recipe.domain)
     rows: list[Sample] = []
     rejected: list[Reject] = []
+    told = []
     for source in sources:
         loaded = load(source, domain, on_bad_row=recipe.data.on_bad_row, needs=needs)
         rows += loaded.rows
         rejected += loaded.rejected
-    return [with_system(row, recipe.data.system) for row in unique_ids(rows)], rejected
+        counts = {"in": len(loaded.rows) + len(loaded.rejected), "kept": len(loaded.rows)}
+        reasons = dict(Counter(reject.reason for reject in loaded.rejected).most_common())
+        told.append({"path": source.path, **counts, "rejected": len(loaded.rejected), "reasons": reasons})
+    rows, redacted = unique_ids(rows), 0
+    if recipe.data.redact:
+        clean = [redact_sample(row) for row in rows]
+        redacted = sum(after is not before for before, after in zip(rows, clean, strict=True))
+        rows = clean
+    return _Gathered([with_system(row, recipe.data.system) for row in rows], rejected, redacted, told)
 
 
 def with_system(row: Sample, system: str | None) -> Sample:
@@ -95,13 +180,15 @@ def _shuffled(rows: list[Sample], seed: int) -> list[Sample]:
     return [rows[index] for index in order]
 
 
-def _question_key(row: Sample) -> tuple[str, ...]:
+def question_key(row: Sample) -> tuple[str, ...]:
     """What is asked: the turns without the system prompt."""
     return tuple(turn["content"].strip() for turn in row.messages if turn["role"] != "system")
 
 
-def _prepared(train: list[Sample], valid: list[Sample], rejected: list[Reject], read: int) -> Prepared:
-    sizes = {"train": len(train), "valid": len(valid), "rejected": len(rejected)}
-    counts = {"in": read, **sizes, "repeats_of_valid": read - sum(sizes.values())}
+def _prepared(
+    train: list[Sample], valid: list[Sample], got: _Gathered, dropped: dict[str, int], found: list[Leak]
+) -> Prepared:
+    sizes = {"in": got.read, "train": len(train), "valid": len(valid), "rejected": len(got.rejected)}
     hashes = {"train": rows_digest(train)} | ({"valid": rows_digest(valid)} if valid else {})
-    return Prepared(train, valid, rejected, hashes, counts)
+    counts = {**sizes, **dropped, "redacted": got.redacted}
+    return Prepared(train, valid, got.rejected, hashes, counts, found, got.sources)

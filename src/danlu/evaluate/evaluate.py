@@ -14,11 +14,12 @@ from collections import Counter
 from typing import Any
 
 from danlu import display
+from danlu.data.prepare import benchmarks as load_benchmarks
 from danlu.domains import Domain
 from danlu.errors import DanluError
 from danlu.evaluate.score import Row, scored_row, summarise
 from danlu.generate import Generator, Sampling
-from danlu.recipe import Recipe, Source
+from danlu.recipe import Recipe
 from danlu.records import Completion, Message, Sample
 from danlu.rewards.verify import VERSION, verify
 from danlu.run import Run, write_json
@@ -29,21 +30,15 @@ REPORT_VERSION = 1
 
 def benchmarks_of(recipe: Recipe, domain: Domain | None) -> Benchmarks:
     """The rows of `recipe.eval.benchmarks` by name; rows without a usable question and gold are named in a warning."""
-    from danlu.data.sources import load
-
     found: Benchmarks = {}
-    for item in recipe.eval.benchmarks:
-        if item.name in found:
-            raise DanluError(f"two benchmarks are called {item.name!r}", "give each entry of eval.benchmarks a name")
-        fields = {key: getattr(item, key) for key in ("path", "split", "subset", "limit", "seed", "columns")}
-        loaded = load(Source(**fields), domain, on_bad_row="skip", needs="target")
+    for name, loaded in load_benchmarks(recipe, domain).items():
         if loaded.rejected:
             first = loaded.rejected[0]
             display.warn(
-                f"benchmark {item.name}: {len(loaded.rejected)} rows cannot be scored and are left out"
+                f"benchmark {name}: {len(loaded.rejected)} rows cannot be scored and are left out"
                 f" (the first: {first.origin} line {first.line}: {first.reason})"
             )
-        found[item.name] = loaded.rows
+        found[name] = loaded.rows
     return found
 
 

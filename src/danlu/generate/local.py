@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from danlu.data.render import encode, prompt_text
+from danlu.data.encode import encode
+from danlu.data.render import prompt_text
 from danlu.generate import Sampling
 from danlu.models.decoder import Decoded, decode, plain_lora, snapshot, supports
 from danlu.models.load import Loaded
@@ -51,7 +52,7 @@ class LocalGenerator:
         the same draws.
         """
         texts = [prompt_text(self.loaded.tokenizer, self.think, list(chat), thinking=self.thinking) for chat in prompts]
-        ids = encode(self.loaded.tokenizer, texts)
+        ids = [found.tolist() for found in encode(self.loaded.tokenizer, texts)]
         keys = list(keys) if keys else texts
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         size = max(1, self.batch // sampling.samples)

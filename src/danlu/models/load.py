@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 
 from danlu import display
 from danlu.errors import DanluError
-from danlu.models.locate import base_dir, base_of
-from danlu.models.tokenizer import end_token_ids, load_tokenizer, renderer
+from danlu.models.locate import base_of
+from danlu.models.tokenizer import speech_of
 from danlu.recipe import Lora, Model
 from danlu.run import read_json, write_json
-from danlu.think import ThinkFormat, detect
+from danlu.think import ThinkFormat
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -68,34 +68,6 @@ def weight_dtype(wanted: str) -> torch.dtype:
     return torch.bfloat16 if native_bf16() else torch.float16 if device().type == "cuda" else torch.float32
 
 
-def _origin(spec: Model, start: str | None) -> tuple[Path | None, Path | None, dict[str, Any]]:
-    """(model folder or None for a config-only model, adapter folder or None, base as recorded)."""
-    if start is None:
-        if spec.config:
-            return None, None, spec.model_dump(mode="json")
-        folder = base_dir(spec.model_dump(mode="json"))
-        recorded = spec.model_dump(mode="json")
-        if Path(spec.id).expanduser().is_dir():
-            recorded["id"] = str(folder.resolve())
-        return folder, None, recorded
-    path = Path(start)
-    if (path / "run.json").is_file():
-        path = path / "artifact"
-        if not path.is_dir():
-            raise DanluError(f"{start} has no artifact", "finish that run first (--resume)")
-    if (path / "adapter_config.json").is_file():
-        if not (path / "danlu.json").is_file():
-            used = read_json(path / "adapter_config.json").get("base_model_name_or_path")
-            if not used:
-                raise DanluError(f"{path} does not name its base model", "give base_model_name_or_path in its config")
-            recorded = {**Model(id=used).model_dump(mode="json")}
-            return base_dir(recorded), path, recorded
-        return base_of(path), path, read_json(path / "danlu.json")["base"]
-    recorded = {**spec.model_dump(mode="json"), "id": str(path.resolve()) if path.is_dir() else start}
-    recorded |= {"config": None, "revision": None}
-    return base_dir(recorded), None, recorded
-
-
 def _weights(folder: Path | None, spec: Model, seed: int, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
@@ -136,22 +108,6 @@ def _nf4(dtype: torch.dtype) -> Any:
     )
 
 
-def _tokenizer(spec: Model, folder: Path | None, adapter: Path | None) -> tuple[Any, Path]:
-    where = Path(spec.tokenizer) if spec.tokenizer else None
-    if where is None and adapter is not None and (adapter / "tokenizer.json").is_file():
-        where = adapter
-    if where is None:
-        where = folder
-    if where is None:
-        raise DanluError("model.config needs model.tokenizer", "--set model.tokenizer=DIRECTORY")
-    if not where.is_dir():
-        where = base_dir({"id": str(where)})
-    tokenizer = load_tokenizer(where)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, where
-
-
 def load(
     spec: Model,
     start: str | None = None,
@@ -167,29 +123,23 @@ def load(
     With `lora` a new adapter named "default" is added and only it is trainable; with `train` alone all weights are.
     DanluError names what is missing or does not fit.
     """
-    folder, adapter, recorded = _origin(spec, start)
+    speech = speech_of(spec, start, weights=True)
+    folder, adapter, tokenizer = speech.folder, speech.adapter, speech.tokenizer
     if spec.quantization == "nf4" and (folder is None or (train and lora is None)):
         what = "a base with random weights" if folder is None else "method: full"
         raise DanluError(f"model.quantization: nf4 does not go with {what}", "use a stored model and method: lora")
     if dtype is None:
         dtype = torch.float32 if train and lora is None else weight_dtype(spec.dtype)
-    tokenizer, tokenizer_dir = _tokenizer(spec, folder, adapter)
     model = _weights(folder, spec, seed, dtype)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise DanluError(
             f"the tokenizer has {len(tokenizer)} tokens, the model only {model.get_input_embeddings().num_embeddings}",
             "model and tokenizer do not belong together",
         )
-    trained = adapter or folder  # what an earlier run wrote says how it was trained
+    trained = adapter or folder
     described = read_json(trained / "danlu.json") if trained and (trained / "danlu.json").is_file() else {}
     if described.pop("base_dir", None) and adapter:
         described["base_dir"] = str(base_of(adapter))
-    if described.get("think"):
-        think = ThinkFormat.from_dict(described["think"])
-    else:
-        ends = end_token_ids(folder or tokenizer_dir, tokenizer)
-        think = detect(renderer(tokenizer), tuple(tokenizer.convert_ids_to_tokens(ends)), spec.think)
-    ends = [tokenizer.convert_tokens_to_ids(token) for token in think.end_tokens]
     model.requires_grad_(train and lora is None)
     if spec.quantization == "nf4" and train:
         from peft import prepare_model_for_kbit_training
@@ -209,7 +159,9 @@ def load(
         model = _with_new(model, lora)
     if spec.quantization == "none":
         model.to(device())
-    return Loaded(model, tokenizer, think, tuple(ends), {**described, "base": recorded}, folder is None)
+    return Loaded(
+        model, tokenizer, speech.think, speech.end_ids, {**described, "base": speech.recorded}, folder is None
+    )
 
 
 def _with_start(model: Any, adapter: Path, more: bool) -> Any:

@@ -10,19 +10,52 @@ from pathlib import Path
 from typing import Any
 
 from danlu.errors import DanluError
+from danlu.recipe import Model
 from danlu.run import read_json
 
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "merges.txt", "*.jinja", "LICENSE*"]
+_WORDS = ["*.json", "merges.txt", "*.jinja", "LICENSE*"]
+_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
-def base_of(artifact: Path) -> Path:
+def origin(spec: Model, start: str | None, *, weights: bool = True) -> tuple[Path | None, Path | None, dict[str, Any]]:
+    """(model folder or None for a config-only model, adapter folder or None, base as recorded).
+
+    Without `weights` only tokenizer and configuration are downloaded where the model is a hub's.
+    """
+    if start is None:
+        if spec.config:
+            return None, None, spec.model_dump(mode="json")
+        folder = base_dir(spec.model_dump(mode="json"), weights=weights)
+        recorded = spec.model_dump(mode="json")
+        if Path(spec.id).expanduser().is_dir():
+            recorded["id"] = str(folder.resolve())
+        return folder, None, recorded
+    path = Path(start)
+    if (path / "run.json").is_file():
+        path = path / "artifact"
+        if not path.is_dir():
+            raise DanluError(f"{start} has no artifact", "finish that run first (--resume)")
+    if (path / "adapter_config.json").is_file():
+        if not (path / "danlu.json").is_file():
+            used = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+            if not used:
+                raise DanluError(f"{path} does not name its base model", "give base_model_name_or_path in its config")
+            recorded = {**Model(id=used).model_dump(mode="json")}
+            return base_dir(recorded, weights=weights), path, recorded
+        return base_of(path, weights=weights), path, read_json(path / "danlu.json")["base"]
+    recorded = {**spec.model_dump(mode="json"), "id": str(path.resolve()) if path.is_dir() else start}
+    recorded |= {"config": None, "revision": None}
+    return base_dir(recorded, weights=weights), None, recorded
+
+
+def base_of(artifact: Path, *, weights: bool = True) -> Path:
     """The local folder with the base weights of an adapter artifact (downloads from a hub when needed)."""
     described = read_json(artifact / "danlu.json")
     stored = described.get("base_dir")
-    return (artifact / stored).resolve() if stored else base_dir(described["base"])
+    return (artifact / stored).resolve() if stored else base_dir(described["base"], weights=weights)
 
 
-def base_dir(model: dict[str, Any]) -> Path:
+def base_dir(model: dict[str, Any], *, weights: bool = True) -> Path:
     """The local folder of a recipe's model section: `tiny`, a directory, `modelscope:ID` or a hub id.
 
     Only safetensors, JSON and template files are downloaded. DanluError when there is no such model.
@@ -40,12 +73,13 @@ def base_dir(model: dict[str, Any]) -> Path:
         if not folder.is_dir():
             raise DanluError("the shipped tiny base is not installed", "install danlu again")
         return folder
+    patterns = [*_WORDS, *_WEIGHTS] if weights else _WORDS
     if name.startswith("modelscope:"):
-        return _from_modelscope(name.removeprefix("modelscope:"), revision)
+        return _from_modelscope(name.removeprefix("modelscope:"), revision, patterns)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; each means that the base is out of reach
         raise DanluError(
             f"cannot get the base model {name}: {type(error).__name__}: {str(error).splitlines()[0]}",
@@ -53,9 +87,9 @@ def base_dir(model: dict[str, Any]) -> Path:
         ) from None
 
 
-def _from_modelscope(name: str, revision: str | None) -> Path:
+def _from_modelscope(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         from modelscope import snapshot_download
     except ImportError:
         raise DanluError("modelscope is not installed", "pip install 'danlu[modelscope]'") from None
-    return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))

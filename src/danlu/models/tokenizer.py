@@ -1,13 +1,16 @@
-"""A model's tokenizer, its chat template as a function, its end tokens and its think-format."""
+"""How a model speaks: its tokenizer, its chat template as a function, its end tokens and its think-format."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from danlu import think
 from danlu.errors import DanluError
+from danlu.models.locate import base_dir, origin
+from danlu.recipe import Model
 from danlu.run import read_json
 
 
@@ -66,3 +69,43 @@ def think_format(model_dir: Path, tokenizer: Any) -> think.ThinkFormat:
         return think.ThinkFormat.from_dict(recorded)
     ends = tokenizer.convert_ids_to_tokens(end_token_ids(model_dir, tokenizer))
     return think.detect(renderer(tokenizer), tuple(ends))
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """All of a model but its weights. `recorded`: the base as an artifact names it; `folder` is None without one."""
+
+    tokenizer: Any
+    think: think.ThinkFormat
+    end_ids: tuple[int, ...]
+    folder: Path | None
+    adapter: Path | None
+    recorded: dict[str, Any]
+
+
+def speech_of(spec: Model, start: str | None = None, *, weights: bool = False) -> Speech:
+    """How the model of a recipe, or of `start` (run, adapter, model folder or hub id), speaks; needs no torch.
+
+    Without `weights` a hub's weights are not downloaded. DanluError names what is missing.
+    """
+    folder, adapter, recorded = origin(spec, start, weights=weights)
+    where = Path(spec.tokenizer) if spec.tokenizer else None
+    if where is None and adapter is not None and (adapter / "tokenizer.json").is_file():
+        where = adapter
+    where = where or folder
+    if where is None:
+        raise DanluError("model.config needs model.tokenizer", "--set model.tokenizer=DIRECTORY")
+    if not where.is_dir():
+        where = base_dir({"id": str(where)}, weights=False)
+    tokenizer = load_tokenizer(where)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    trained = adapter or folder  # what an earlier run wrote says how it was trained
+    described = read_json(trained / "danlu.json") if trained and (trained / "danlu.json").is_file() else {}
+    if described.get("think"):
+        found = think.ThinkFormat.from_dict(described["think"])
+    else:
+        ends = end_token_ids(folder or where, tokenizer)
+        found = think.detect(renderer(tokenizer), tuple(tokenizer.convert_ids_to_tokens(ends)), spec.think)
+    ids = tuple(tokenizer.convert_tokens_to_ids(token) for token in found.end_tokens)
+    return Speech(tokenizer, found, ids, folder, adapter, recorded)

@@ -1,17 +1,13 @@
-"""What both training stages leave behind: the artifact, and the rows they did not take."""
+"""What both training stages leave behind: the artifact."""
 
 from __future__ import annotations
 
-import json
-
 from safetensors import SafetensorError
 
-from danlu import display, domains
-from danlu.data.prepare import Prepared
+from danlu import domains
 from danlu.errors import DanluError
 from danlu.models.load import save_artifact
 from danlu.recipe import Recipe
-from danlu.run import Run
 from danlu.train.loop import Loop
 
 
@@ -30,15 +26,3 @@ def deliver(loop: Loop, recipe: Recipe) -> None:
         ) from error
     if loop.settings.track:
         loop.accelerator.end_training()
-
-
-def write_rejected(run: Run, prepared: Prepared) -> None:
-    """rejected.jsonl: every row that was left out, with file, line and reason."""
-    if not prepared.rejected:
-        return
-    display.warn(f"{len(prepared.rejected)} bad rows were left out; see {run.path / 'rejected.jsonl'}")
-    lines = [
-        json.dumps({"origin": r.origin, "line": r.line, "reason": r.reason, "row": r.row_excerpt}, ensure_ascii=False)
-        for r in prepared.rejected
-    ]
-    (run.path / "rejected.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

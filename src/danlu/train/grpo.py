@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from danlu import display
-from danlu.data.prepare import prompts
-from danlu.data.render import encode, prompt_text
+from danlu.data.encode import encode
+from danlu.data.prepare import prompts, write_rejected
+from danlu.data.render import IGNORE, prompt_text
 from danlu.errors import DanluError
 from danlu.generate import Sampling
 from danlu.generate.local import LocalGenerator
@@ -32,7 +33,7 @@ from danlu.records import Completion, Sample
 from danlu.rewards import total
 from danlu.rewards.verify import verify
 from danlu.run import Run
-from danlu.train.deliver import deliver, write_rejected
+from danlu.train.deliver import deliver
 from danlu.train.loop import Clock, Loop, learning_rate, padded, peak_memory, row_order
 
 
@@ -127,7 +128,8 @@ def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
 
 def _short_enough(loaded: Any, samples: list[Sample], limit: int) -> tuple[list[tuple[Sample, list[int]]], int]:
     texts = [prompt_text(loaded.tokenizer, loaded.think, sample.messages) for sample in samples]
-    kept = [(s, ids) for s, ids in zip(samples, encode(loaded.tokenizer, texts), strict=True) if len(ids) <= limit]
+    found = encode(loaded.tokenizer, texts)
+    kept = [(s, ids.tolist()) for s, ids in zip(samples, found, strict=True) if len(ids) <= limit]
     return kept, len(samples) - len(kept)
 
 
@@ -223,9 +225,7 @@ def _updates(loop: Loop, settings: Grpo, used: list[Rollout], tokens: int) -> di
 
 
 def _tensors(loop: Loop, batch: list[Rollout]) -> tuple[Tensor, Tensor]:
-    rows = [
-        ([*r.prompt, *r.completion.tokens], [False] * len(r.prompt) + [True] * len(r.completion.tokens)) for r in batch
-    ]
+    rows = [([*r.prompt, *r.completion.tokens], [IGNORE] * len(r.prompt) + list(r.completion.tokens)) for r in batch]
     return padded(rows, loop.loaded.tokenizer.pad_token_id, loop.accelerator.device)
 
 
@@ -245,8 +245,8 @@ def _loss_of(
     loop: Loop, settings: Grpo, batch: list[Rollout], tokens: int, sums: dict[str, float]
 ) -> Callable[[], Tensor]:
     def loss() -> Tensor:
-        ids, chosen = _tensors(loop, batch)
-        new = loop.logprobs(ids, chosen, settings.temperature)
+        ids, labels = _tensors(loop, batch)
+        new = loop.logprobs(ids, labels, settings.temperature)
         place = new.device
         sizes = torch.tensor([len(r.completion.tokens) for r in batch], device=place)
         advantage = torch.tensor([r.advantage for r in batch], dtype=new.dtype, device=place).repeat_interleave(sizes)

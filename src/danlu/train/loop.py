@@ -16,7 +16,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from danlu import display
+from danlu.data.render import IGNORE
 from danlu.errors import DanluError, Stopped
 from danlu.models.load import Loaded, device, native_bf16, trainable
 from danlu.recipe import Optimizer, Training
@@ -48,10 +49,11 @@ class TokenLogProbs(nn.Module):
             getattr(plain.config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
         )
 
-    def forward(self, ids: Tensor, chosen: Tensor, temperature: float = 1.0) -> Tensor:
-        """Log-probs [N] of ids[chosen] given what stands before; ids and chosen (bool, never column 0) are [B, T]."""
+    def forward(self, ids: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probs [N] of the labels that are not IGNORE (never column 0) given the ids before; both are [B, T]."""
         plain = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        targets, before = ids[:, 1:][chosen[:, 1:]], chosen[:, 1:]
+        before = labels[:, 1:] != IGNORE
+        targets = labels[:, 1:][before]
         if not self._split:  # the head does more than a product: take the model's own logits
             logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1][before]
             return _picked(logits, targets, temperature)
@@ -72,15 +74,15 @@ def _picked(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
     return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
-def padded(rows: list[tuple[list[int], list[bool]]], pad: int, place: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids [B, T], chosen [B, T]) of (tokens, which carry loss), padded on the right."""
+def padded(rows: Sequence[tuple[Any, Any]], pad: int, place: torch.device) -> tuple[Tensor, Tensor]:
+    """(ids [B, T], labels [B, T]) of (tokens, labels), lists or arrays of int, padded right with `pad` and IGNORE."""
     length = max(len(tokens) for tokens, _ in rows)
     ids = torch.full((len(rows), length), pad)
-    chosen = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, (tokens, marks) in enumerate(rows):
-        ids[i, : len(tokens)] = torch.tensor(tokens)
-        chosen[i, : len(tokens)] = torch.tensor(marks)
-    return ids.to(place), chosen.to(place)
+    labels = torch.full((len(rows), length), IGNORE)
+    for i, (tokens, wanted) in enumerate(rows):
+        ids[i, : len(tokens)] = torch.as_tensor(tokens)
+        labels[i, : len(wanted)] = torch.as_tensor(wanted)
+    return ids.to(place), labels.to(place)
 
 
 def row_order(count: int, seed: int, first: int, last: int) -> list[tuple[int, int]]:

@@ -8,26 +8,28 @@ Not covered yet: packing, fast kernels, halving the batch when memory runs out.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from danlu import display, domains
-from danlu.data.augment import mask, matcher
-from danlu.data.prepare import prepare
-from danlu.data.render import IGNORE, Rendered, labels, render, report
+from danlu import display
+from danlu.data.prepare import prepare, shape_of, write_rejected
+from danlu.data.render import IGNORE, Rendered
+from danlu.data.rows import TrainingRows
+from danlu.data.store import Store, open_store
 from danlu.errors import DanluError
-from danlu.models.load import Loaded, load
+from danlu.models.load import load
 from danlu.recipe import Recipe
-from danlu.records import Sample
 from danlu.run import Run
-from danlu.train.deliver import deliver, write_rejected
+from danlu.train.deliver import deliver
 from danlu.train.loop import Clock, Loop, padded, peak_memory, row_order
 
-Row = tuple[list[int], list[bool]]
+Row = tuple[np.ndarray, np.ndarray]  # tokens and labels, int32 [length]
 
 
 def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
@@ -46,66 +48,49 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
         train=True,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
-    data = recipe.data
-    rendered = render(loaded.tokenizer, loaded.think, prepared.train, data.max_length, overlong=data.overlong)
-    counted = report(prepared.train, rendered)
-    if not rendered:
-        raise DanluError(f"no row fits into data.max_length = {data.max_length} tokens", "raise data.max_length")
-    if counted.dropped_overlong:
-        display.warn(
-            f"{counted.dropped_overlong} of {counted.rows} rows are longer than {data.max_length} tokens: dropped"
-        )
-    valid = [_row(r) for r in render(loaded.tokenizer, loaded.think, prepared.valid, data.max_length)]
+    rendered = open_store(loaded.tokenizer, loaded.think, prepared.train, shape_of(recipe))
+    if not len(rendered):
+        raise DanluError(f"no row fits into data.max_length = {recipe.data.max_length} tokens", "raise data.max_length")
+    valid_store = open_store(loaded.tokenizer, loaded.think, prepared.valid, shape_of(recipe))
+    valid = [_row(row) for row in valid_store]
+    told = rendered.report
+    for what, store in (("", rendered), ("validation ", valid_store)):
+        _tell(what, store, recipe)
     run.record(
         data_hash=prepared.hashes["train"],
         rows=len(rendered),
         valid_rows=len(valid),
         counts=prepared.counts,
-        dropped_overlong=counted.dropped_overlong,
-        supervised_tokens=counted.supervised_tokens,
+        dropped_overlong=sum(why == "overlong" for _, why in told.dropped),
+        truncated=len(told.truncated),
+        supervised_tokens=told.supervised_tokens,
     )
     effective = settings.batch_size * settings.accumulation
     total_rows = None if settings.steps else max(1, round(settings.epochs * len(rendered)))
     steps = settings.steps or math.ceil((total_rows or 1) / effective)
     loop = Loop(run, settings, loaded, steps, largest_is_best=False)
     loop.resume()
-    rows = _Rows(recipe, loaded, prepared.train, rendered)
+    rows = TrainingRows(recipe, loaded.tokenizer, loaded.think, prepared.train, rendered)
     return _train(loop, recipe, rows, valid, total_rows)
 
 
-class _Rows:
-    """Training rows by (epoch, row): masked anew in each epoch where the recipe asks for it."""
-
-    def __init__(self, recipe: Recipe, loaded: Loaded, samples: list[Sample], rendered: list[Rendered]) -> None:
-        self.count = len(rendered)
-        self._rendered, self._recipe, self._loaded = rendered, recipe, loaded
-        self._samples = {sample.id: sample for sample in samples}
-        self._matcher = matcher(domains.load(recipe.domain).terms()) if recipe.data.masking else None
-
-    def row(self, epoch: int, index: int) -> Row:
-        plain = self._rendered[index]
-        if self._matcher is None or self._recipe.data.masking is None:
-            return _row(plain)
-        sample, spans = mask(
-            self._samples[plain.id], self._recipe.data.masking, self._matcher, seed=self._recipe.seed, epoch=epoch
-        )
-        if not spans:
-            return _row(plain)
-        changed = render(
-            self._loaded.tokenizer,
-            self._loaded.think,
-            [sample],
-            self._recipe.data.max_length,
-            masked={sample.id: spans},
-        )
-        return _row(changed[0] if changed else plain)
+def _tell(what: str, store: Store, recipe: Recipe) -> None:
+    """Warn of the rows that are not trained on as they are."""
+    told, limit = store.report, recipe.data.max_length
+    if told.dropped:
+        shares = Counter(why for _, why in told.dropped)
+        reasons = {"overlong": f"longer than {limit} tokens", "nothing supervised": "without a token to learn from"}
+        listed = " and ".join(f"{count} are {reasons[why]}" for why, count in shares.items())
+        display.warn(f"of {told.rows} {what}rows, {listed}: dropped")
+    if told.truncated:
+        display.warn(f"{len(told.truncated)} of {told.rows} {what}rows are longer than {limit} tokens: cut")
 
 
 def _row(rendered: Rendered) -> Row:
-    return rendered.tokens, [label != IGNORE for label in labels(rendered)]
+    return rendered.tokens, rendered.labels
 
 
-def _train(loop: Loop, recipe: Recipe, rows: _Rows, valid: list[Row], total_rows: int | None) -> dict[str, Any]:
+def _train(loop: Loop, recipe: Recipe, rows: TrainingRows, valid: list[Row], total_rows: int | None) -> dict[str, Any]:
     settings = recipe.sft
     effective = settings.batch_size * settings.accumulation
     clock = Clock()
@@ -116,8 +101,8 @@ def _train(loop: Loop, recipe: Recipe, rows: _Rows, valid: list[Row], total_rows
             first = loop.step * effective
             last = min(first + effective, total_rows) if total_rows else first + effective
             places = row_order(rows.count, recipe.seed, first, last)
-            batch = [rows.row(epoch, index) for epoch, index in places]
-            supervised = sum(sum(marks) for _, marks in batch)
+            batch = [_row(rows.rendered(epoch, index)) for epoch, index in places]
+            supervised = sum(int((labels != IGNORE).sum()) for _, labels in batch)
             loss, norm = loop.update(_losses(loop, batch, settings.batch_size, supervised))
             loop.tokens += supervised
             rate = loop.optimizer.param_groups[0]["lr"]
@@ -150,12 +135,12 @@ def _losses(loop: Loop, batch: list[Row], size: int, supervised: int) -> Iterato
     """Losses of the micro-batches; together they are the mean over the supervised tokens of the step."""
     pad = loop.loaded.tokenizer.pad_token_id
     for at in range(0, len(batch), size):
-        ids, chosen = padded(batch[at : at + size], pad, loop.accelerator.device)
-        yield partial(_mean_loss, loop, ids, chosen, supervised)
+        ids, labels = padded(batch[at : at + size], pad, loop.accelerator.device)
+        yield partial(_mean_loss, loop, ids, labels, supervised)
 
 
-def _mean_loss(loop: Loop, ids: Tensor, chosen: Tensor, supervised: int) -> Tensor:
-    return -loop.logprobs(ids, chosen).sum() / supervised
+def _mean_loss(loop: Loop, ids: Tensor, labels: Tensor, supervised: int) -> Tensor:
+    return -loop.logprobs(ids, labels).sum() / supervised
 
 
 @torch.no_grad()
@@ -165,8 +150,8 @@ def _eval_loss(loop: Loop, valid: list[Row], size: int) -> float:
     total, count = 0.0, 0
     order = sorted(valid, key=lambda row: len(row[0]))
     for at in range(0, len(order), size):
-        ids, chosen = padded(order[at : at + size], loop.loaded.tokenizer.pad_token_id, loop.accelerator.device)
+        ids, labels = padded(order[at : at + size], loop.loaded.tokenizer.pad_token_id, loop.accelerator.device)
         with loop.accelerator.autocast():
-            found = loop.logprobs(ids, chosen)
+            found = loop.logprobs(ids, labels)
         total, count = total - float(found.sum()), count + found.numel()
     return total / count

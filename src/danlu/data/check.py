@@ -1,0 +1,143 @@
+"""The data check: what is wrong with the rows of a recipe, as numbers, before anything is trained.
+
+`check` looks at what training would see, rendered with the model's own tokenizer, template and think-format, and at
+what it would be judged by (the recipe's benchmarks). The result is plain JSON values: counts, shares, and findings of
+three levels: an error makes training pointless or its evaluation untrue, a warning costs quality, info is worth
+knowing. Overlong rows are counted whatever the recipe does with them.
+Not covered: whether what the rows say is right.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from danlu import display
+from danlu.data import language
+from danlu.data.findings import Finding, keeps, leaks_found, prompts_found, rejects, repeats_found, texts_found
+from danlu.data.pack import pack
+from danlu.data.prepare import Prepared, prepare, shape_of
+from danlu.data.render import Shape
+from danlu.data.store import Store, open_store
+from danlu.data.token_findings import Places, lengths_found, places, shares_lost, tokens_found
+from danlu.models.tokenizer import Speech
+from danlu.recipe import Recipe
+from danlu.records import Sample
+from danlu.think import ThinkFormat
+
+BINS = 40
+_LIMIT = 10**9  # tokens; no row is dropped while lengths are measured
+
+
+def check(recipe: Recipe, speech: Speech) -> dict[str, Any]:
+    """The report on the training rows (SFT, and GRPO prompts where the recipe has that stage) of a recipe.
+
+    DanluError where a source cannot be read at all. Bad rows are counted, whatever data.on_bad_row says.
+    """
+    asked = recipe
+    recipe = _with(recipe, on_bad_row="skip", decontaminate=False)
+    trains = "sft" in recipe.stages or "data" in recipe.stages or "grpo" not in recipe.stages
+    steps = 6 + (1 if "grpo" in recipe.stages else 0)
+    with display.task("check", steps) as progress:
+        prepared = prepare(recipe) if trains else _none()
+        progress.advance(1)
+        tried = shape_of(recipe)
+        shape = Shape(_LIMIT, "drop", tried.loss_on)
+        store = open_store(speech.tokenizer, speech.think, prepared.train, shape)
+        progress.advance(1)
+        findings = [
+            *rejects(asked, prepared),
+            *lengths_found(asked, store, places(speech, store)),
+            *tokens_found(speech, prepared.train, store),
+        ]
+        progress.advance(1)
+        findings += texts_found(speech, prepared.train, asked)
+        progress.advance(1)
+        findings += repeats_found(prepared)
+        progress.advance(1)
+        findings += leaks_found(asked, prepared.train)
+        progress.advance(1)
+        if "grpo" in recipe.stages:
+            findings += prompts_found(asked, recipe, speech)
+            progress.advance(1)
+    order = {"error": 0, "warning": 1, "info": 2}
+    findings.sort(key=lambda finding: order[finding.level])
+    return {
+        "recipe": asked.name,
+        "model": asked.model.config or asked.model.id,
+        "think": _told(speech.think),
+        "ok": not any(finding.level == "error" for finding in findings),
+        "rows": _rows(prepared, findings),
+        "sources": prepared.sources,
+        **_figures(store, tried, places(speech, store)),
+        "mix": _mix(prepared.train),
+        "findings": [{**asdict(finding), "examples": list(finding.examples)} for finding in findings],
+    }
+
+
+def _with(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
+
+
+def _none() -> Prepared:
+    return Prepared([], [], [], {}, dict.fromkeys(("in", "train", "valid", "rejected", "repeats_of_valid"), 0))
+
+
+def _told(think: ThinkFormat) -> dict[str, Any]:
+    names = ("style", "opened_by", "end_tokens", "drops_reasoning")
+    return {name: value for name, value in think.to_dict().items() if name in names}
+
+
+def _rows(prepared: Prepared, findings: Iterable[Finding]) -> dict[str, int]:
+    counts = prepared.counts
+    leaked = sum(f.count for f in findings if f.code == "leakage")
+    kept = counts["train"] + counts["valid"] + counts["repeats_of_valid"]
+    names = ("rejected", "train", "valid", "repeats_of_valid")
+    return {"in": counts["in"], "kept": kept, **{name: counts[name] for name in names}, "leaked": leaked}
+
+
+# ---- figures
+
+
+def _figures(store: Store, shape: Shape, places: Places) -> dict[str, Any]:
+    lengths = store.lengths
+    report = store.report
+    fitting = lengths[lengths <= shape.max_length]
+    packs = pack(fitting, shape.max_length)
+    at = (50, 90, 95, 99)
+    found = np.percentile(lengths, at, method="inverted_cdf").astype(int) if len(lengths) else [0] * len(at)
+    low, high = (int(lengths.min()), int(lengths.max())) if len(lengths) else (0, 0)
+    usual = min(high, max(2 * int(found[-1]), shape.max_length))  # what is far beyond goes into the last bin
+    edges = np.unique([*np.linspace(0, max(usual, 1), BINS + 1).astype(int)[:-1], max(high, 1)])
+    counts, _ = np.histogram(lengths, bins=edges)
+    return {
+        "lengths": {
+            "min": low,
+            **{f"p{p}": int(value) for p, value in zip(at, found, strict=True)},
+            "max": high,
+            "mean": round(float(lengths.mean()), 1) if len(lengths) else 0.0,
+            "max_length": shape.max_length,
+            "keeps_99": keeps(lengths),
+            "lost": shares_lost(places, shape.max_length),
+            "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        },
+        "tokens": report.tokens,
+        "supervised_tokens": report.supervised_tokens,
+        "supervised_share": round(report.supervised_tokens / report.tokens, 4) if report.tokens else 0.0,
+        "packing": {
+            "packs": len(packs),
+            "fill": round(float(fitting.sum()) / (len(packs) * shape.max_length), 4) if packs else 0.0,
+        },
+    }
+
+
+def _mix(samples: list[Sample]) -> dict[str, dict[str, int]]:
+    texts = [f"{sample.question}\n{sample.answer}" for sample in samples]
+    return {
+        "language": dict(Counter(language.language(text) for text in texts).most_common()),
+        "script": dict(Counter(language.script(text) for text in texts).most_common()),
+    }
