@@ -230,6 +230,13 @@ def test_stem_leaves_the_options_out(sample: Sample, wanted: str):
     assert normalise(stem(sample)) == normalise(wanted)
 
 
+def test_long_runs_take_no_time():
+    for piece in ("\n", " ", "(", "(-", "1 ", " A.", "-", "_", "1.", "⁹"):
+        sample = ask("1", piece * 5000 + "x")
+        assert stem(sample) == sample.question
+        normalise(sample.question)
+
+
 # ---- leakage
 
 

@@ -92,16 +92,16 @@ _HYPHENS = dict.fromkeys("\u2010\u2011\u2012\u2013\u00ad", "-") | {"≦": "≤",
 _KEPT = "+%‰<>=≤≥≠≈±×√↑↓♂♀−"  # the last is U+2212, our minus sign; "-" is the range between numbers
 _THOUSANDS = re.compile(r",(?<=[0-9],)(?=[0-9]{3}(?![0-9]))")
 _POWERS = "⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
-_SPECIAL = re.compile(f"[{_POWERS}]+|[¼-¾⅐-⅞①-⒛❶-❿]")
+_SPECIAL = re.compile(f"[{_POWERS}¼-¾⅐-⅞①-⒛❶-❿][{_POWERS}]*")
 _DARK = {chr(0x2776 + number): str(number + 1) for number in range(10)}
 _SIGN = re.compile(r"\(\s*([-+±−—]{1,4})\s*\)")
 _BARE_POINT = re.compile(r"\.(?<![\w.)]\.)(?=[0-9])")
 _BETWEEN = re.compile(r"([0-9])([\W_]+)(?=[0-9])")
-_BEFORE_NUMBER = re.compile(r"-(?<![a-z0-9)\]^]-)(?=[0-9])")
+_BEFORE_NUMBER = re.compile(r"-(?<![a-z0-9)\]]-)(?<![0-9]\^-)(?=[0-9])")
 _BEHIND_NAME = re.compile(r"-(?<=[a-z0-9]-)(?![\w\n-])")
-_PLAIN = ",;()!?、。“”‘’《》【】[]\"'*#\n"
-_DROPPED = re.compile(
-    rf"[^\w {_KEPT}.:/^\-]+|_+|[.:/](?!(?<=[0-9].)[0-9])|\^(?!(?<=[0-9]\^)[0-9\-])|-(?!(?<=[0-9^]-)[0-9])"
+_PLAIN = ",;()!?_、。“”‘’《》【】[]\"'*#\n"
+_DROPPED = re.compile(  # begins with one class, which the expression engine looks for fast
+    rf"[^\w {_KEPT}](?!(?<=[0-9][.:/])[0-9]|(?<=[0-9]\^)-?[0-9]|(?<=[0-9]-)[0-9]|(?<=[0-9]\^-)[0-9])"
 )
 _APART = re.compile(r" (?<=[0-9] )(?=−?[0-9])")
 _JOINERS = {".": ".", ":": ":", "∶": ":", "/": "/", "⁄": "/", "^": "^", "^-": "^-", "^−": "^-", "*": "×", "×": "×"}
@@ -287,9 +287,7 @@ def _near(spaced: list[str], indices: list[int]) -> list[tuple[int, int, float]]
 
 # ---- stems
 
-_LISTED = re.compile(
-    r"(?:\s*\n\s*选项[:：])?[\s?？。:：)）]+[(（]?A\s*[.．、:：)）].*?\s[(（]?B\s*[.．、:：)）].*", re.DOTALL
-)
+_LISTED = re.compile(r"[\s？?。:：)）][(（]?A\s?[.．、:：)）].*?\s[(（]?B\s?[.．、:：)）]", re.DOTALL)
 _GENERIC = re.compile(
     "(?:下列|以下|下面|下述|上述|有关|关于|对于|对|其|各|哪|项|个|种|一|些|者|几|中|的|是|为|有|说法|叙述|描述|表述|论述|陈述|选项|观点"
     "|内容|情况|判断|正确|错误|不|最|恰当|准确|合适|适当|符合|属于|包括|除|外|均|都|应|选|请|答案|问题|题目"
@@ -306,7 +304,13 @@ def stem(sample: Sample) -> str:
         before, found, behind = text.partition(listed)
         if found:
             return before + behind
-    return _LISTED.sub("", text)
+    return _unlisted(text)
+
+
+def _unlisted(text: str) -> str:
+    """`text` up to options that are written in it."""
+    listed = _LISTED.search(text)
+    return text[: listed.start() + 1].rstrip(" \n\t:：").removesuffix("选项") if listed else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -521,7 +525,7 @@ def _fields(sample: Sample, asked: _Asked) -> list[tuple[Where, str, _Asked]]:
     fields: list[tuple[Where, str, str]] = []
     for turn in sample.messages[:-1]:
         if turn["role"] == "user":
-            fields.append(("question", turn["content"], _LISTED.sub("", turn["content"])))
+            fields.append(("question", turn["content"], _unlisted(turn["content"])))
         elif turn["role"] == "assistant":
             fields.append(("reasoning", turn.get("reasoning_content", ""), ""))
             fields.append(("answer", turn["content"], ""))
