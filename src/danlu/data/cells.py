@@ -40,7 +40,10 @@ def find(row: Row, names: tuple[str, ...]) -> tuple[str, Any]:
 
 
 def clean(value: Any, name: str, *, required: bool = True) -> str:
-    """Stripped text of a cell; BadRow when it is no text, empty though required, or no text that can be written."""
+    """Stripped text of a cell; BadRow when it is no text, empty though required, or holds a zero character.
+
+    Whether it can be written as UTF-8 is not asked here: hashing the row finds that out at no cost.
+    """
     value = (value if type(value) is str else _as_text(value, name)).strip()
     if not value:
         if required:
@@ -48,7 +51,6 @@ def clean(value: Any, name: str, *, required: bool = True) -> str:
         return ""
     if len(value) == 3 and value.lower() == "nan":
         raise BadRow(f"{name} is {value!r}, a missing value written as text")
-    writable(value, name)
     if "\0" in value:
         raise BadRow(f"{name} holds a zero character")
     return value

@@ -17,11 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from danlu.data import readers
-from danlu.data.cells import BadRow as BadRow
-from danlu.data.cells import Row, find, missing, text_of, writable
+from danlu.data.cells import BadRow, Row, find, missing, text_of, writable
 from danlu.data.choices import LETTERS, size
 from danlu.data.digests import content_id
 from danlu.errors import DanluError
@@ -30,6 +30,9 @@ from danlu.records import Sample
 OUR_NAMES = ("question", "reasoning", "answer", "target", "options", "id", "system", "aliases")
 _ID = ("id", "_id", "uid", "pubid", "qid", "sample_id", "question_id", "")  # "": the unnamed index of a pandas CSV
 _LISTED = 30  # columns named in an error
+_FIELDS = Sample.__slots__
+_values = attrgetter(*_FIELDS)
+_AT_ID, _AT_META = _FIELDS.index("id"), _FIELDS.index("meta")
 _META = (
     "subject",
     "subject_name",
@@ -75,7 +78,18 @@ class Mapping:
             if system:
                 sample = replace(sample, messages=({"role": "system", "content": system}, *sample.messages))
         meta = {key: _kept(lowered[key], key) for key in metas if not missing(lowered[key]) and lowered[key] != "nan"}
-        return replace(sample, id=_own_id(lowered, ids) or content_id(sample), meta={**meta, **sample.meta})
+        name = _own_id(lowered, ids)
+        try:
+            if name or sample.aliases or sample.distractors:
+                _encode_texts(sample)
+            name = name or content_id(sample)
+        except UnicodeEncodeError:
+            for column, value in lowered.items():
+                writable(value, column)
+            raise BadRow("a text holds half of a surrogate pair") from None
+        values = list(_values(sample))
+        values[_AT_ID], values[_AT_META] = name, {**meta, **sample.meta}
+        return Sample(*values)  # dataclasses.replace takes three times as long
 
 
 @lru_cache(4096)
@@ -91,6 +105,15 @@ def _own_id(row: Row, names: tuple[str, ...]) -> str:
             writable(value, name)
             return str(value).strip()
     return ""
+
+
+def _encode_texts(sample: Sample) -> None:
+    """UnicodeEncodeError where a text cannot be written."""
+    texts = [sample.reasoning, sample.answer, sample.target or "", *sample.aliases, *sample.distractors]
+    texts += [text for option in sample.options.items() for text in option]
+    texts += [str(part) for turn in sample.messages for part in turn.values()]
+    for text in texts:
+        text.encode()
 
 
 def _kept(value: Any, name: str) -> Any:

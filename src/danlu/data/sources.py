@@ -9,10 +9,13 @@ sorted by subject; it is drawn before rows are checked, so rows read = kept + re
 from __future__ import annotations
 
 import difflib
+import gc
 import json
 import random
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -70,8 +73,10 @@ def load(
     if path.startswith("world:"):
         rows, rejected, read = _world(path, source, domain, needs)
     else:
-        found = [(origin, files.read(file)) for origin, file in _locate(path, source)]
-        rows, rejected, read = _mapped(found, source, needs)
+        places = _locate(path, source)
+        with _no_cycles():
+            found = [(origin, files.read(file)) for origin, file in places]
+            rows, rejected, read = _mapped(found, source, needs)
     if rejected and on_bad_row == "error":
         first = rejected[0]
         more = f" ({len(rejected) - 1} more bad rows)" if len(rejected) > 1 else ""
@@ -81,6 +86,18 @@ def load(
         )
     rows = unique_ids(rows)
     return Loaded(rows, rejected, rows_digest(rows), path, read)
+
+
+@contextmanager
+def _no_cycles() -> Iterator[None]:
+    """Python's search for reference cycles stands still: rows have none, and it would walk all of them many times."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def unique_ids(rows: list[Sample]) -> list[Sample]:
