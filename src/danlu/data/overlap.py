@@ -549,7 +549,7 @@ def _compared(items: _Items, where: Where, text: str, own: _Asked) -> list[tuple
     found += [(item, inside, 1.0) for key in sorted(_inside(items, field)) for item in items.equal[key]]
     found += _over(CONTAINED, "ngram", items.eights, _grams(units, GRAM), items.eights.sizes)
     if where == "question":
-        shorter = _units(own.spaced)
+        shorter = units if spaced is own.spaced else _units(own.spaced)
         for han, index in items.shingles.items():
             grams = _without(_grams(shorter, 5 if han else 3), items.common)
             found += _over(JACCARD, "near", index, grams, None)
