@@ -121,6 +121,14 @@ def test_one_bad_line_costs_one_row(write, line: bytes, reason: str):
     assert error.value.message == f"{path} line 2: {reason}"
 
 
+def test_a_bad_line_takes_no_good_one_with_it(write):
+    for good in (f" {GOOD}", f"\t{GOOD} ", GOOD):
+        for bad in ('{"question": "q', '{"question": ["q",', ' {"question":', "junk", '"', "}"):
+            assert one_reject(write, "a.jsonl", f"{good}\n{bad}\n{good}\n")
+            assert one_reject(write, "b.jsonl", f"{good}\r\n\r\n{good}\r\n{bad}")
+    assert one_reject(write, "c.jsonl", f'{{"question": "q\n{GOOD}\n{GOOD}')
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

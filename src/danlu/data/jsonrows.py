@@ -150,12 +150,17 @@ def _mended(lines: list[bytes], index: int, decode: Decode) -> tuple[list[Raw], 
     for end in range(index + 2, min(stop, index + _LOOK) + 1):
         if _breaks_in_strings(b"\n".join(lines[index:end])):
             return [unreadable(index + 1, "a line break inside a text (JSON writes it \\n)", lines[index])], end
-    while near < stop and (not lines[near].strip() or lines[near][:1] in b' \t"}]'):
+    while near < stop and _continues(lines[near], decode):
         near += 1
     if near == index + 1:
         return raws, near
     broken = b"\n".join(lines[index:near])
     return [unreadable(index + 1, whole[-1].reason if whole else "not JSON", broken)], near
+
+
+def _continues(line: bytes, decode: Decode) -> bool:
+    """Whether the line looks like a part of an object, and not like a row of its own."""
+    return not line.strip() or (line[:1] in b' \t"}]' and not _holds(line, decode, whole=True))
 
 
 def _from_bytes(content: bytes, line: int, decode: Decode) -> tuple[list[Raw], bool]:
