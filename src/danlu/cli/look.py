@@ -85,7 +85,7 @@ def show_rows(
         raise DanluError("no row is left to look at", "danlu data check says why")
     if row is not None and row >= len(store):
         raise DanluError(f"there is no row {row}", f"rows are 0 to {len(store) - 1}")
-    if masked and recipe.data.masking is None:
+    if masked and (recipe.data.masking is None or not recipe.data.train):
         raise DanluError("the recipe masks no terms", "for example: --set data.masking.probability=0.5")
     rows = TrainingRows(recipe, speech.tokenizer, speech.think, prepared.train, store)
     order = list(range(len(store)))

@@ -18,11 +18,21 @@ import numpy as np
 
 from danlu import display
 from danlu.data import language
-from danlu.data.findings import Finding, keeps, leaks_found, prompts_found, rejects, repeats_found, texts_found
+from danlu.data.findings import (
+    Finding,
+    keeps,
+    leaks_found,
+    of_grpo,
+    prompt_lengths,
+    prompts_found,
+    rejects,
+    repeats_found,
+    texts_found,
+)
 from danlu.data.pack import pack
-from danlu.data.prepare import Prepared, prepare, shape_of
-from danlu.data.render import Shape
-from danlu.data.store import Store, open_store
+from danlu.data.prepare import Prepared, prepare, prompts
+from danlu.data.render import RenderReport, Shape
+from danlu.data.store import open_store
 from danlu.data.token_findings import Places, lengths_found, places, shares_lost, tokens_found
 from danlu.models.tokenizer import Speech
 from danlu.recipe import Recipe
@@ -40,30 +50,38 @@ def check(recipe: Recipe, speech: Speech) -> dict[str, Any]:
     """
     asked = recipe
     recipe = _with(recipe, on_bad_row="skip", decontaminate=False)
-    trains = "sft" in recipe.stages or "data" in recipe.stages or "grpo" not in recipe.stages
-    steps = 6 + (1 if "grpo" in recipe.stages else 0)
-    with display.task("check", steps) as progress:
-        prepared = prepare(recipe) if trains else _none()
-        progress.advance(1)
-        tried = shape_of(recipe)
-        shape = Shape(_LIMIT, "drop", tried.loss_on)
-        store = open_store(speech.tokenizer, speech.think, prepared.train, shape)
-        progress.advance(1)
-        findings = [
-            *rejects(asked, prepared),
-            *lengths_found(asked, store, places(speech, store)),
-            *tokens_found(speech, prepared.train, store),
-        ]
-        progress.advance(1)
-        findings += texts_found(speech, prepared.train, asked)
+    rl = "grpo" in recipe.stages
+    trains = bool(recipe.data.train) or not rl
+    with display.task("check", 4 + 2 * trains + rl) as progress:
+        findings: list[Finding] = []
+        if trains:
+            prepared = prepare(recipe)
+            progress.advance(1)
+            shape = Shape(_LIMIT, "drop", recipe.data.loss_on)
+            store = open_store(speech.tokenizer, speech.think, prepared.train, shape)
+            progress.advance(1)
+            at = places(speech, store)
+            findings += [*lengths_found(asked, store, at), *tokens_found(asked, speech, prepared.train, store)]
+            figures = _figures(store.lengths, at, recipe.data.max_length, store.report)
+            progress.advance(1)
+        if rl:
+            asked_for = prompts(recipe, recipe.grpo.data or recipe.data.train)
+            lengths = prompt_lengths(speech, asked_for.train)
+            found = [*prompts_found(asked, asked_for, lengths)]
+            if trains:
+                found += [*rejects(asked, asked_for), *leaks_found(asked, asked_for.train)]
+                findings += [of_grpo(one) for one in found if one.code != "unscorable_items"]
+            else:  # the prompts are all there is to look at
+                findings += found
+                prepared = asked_for
+                figures = _figures(lengths, Places(*[lengths] * 3), recipe.grpo.max_prompt, RenderReport())
+            progress.advance(1)
+        findings += [*rejects(asked, prepared), *texts_found(speech, prepared.train, asked, trained=trains)]
         progress.advance(1)
         findings += repeats_found(prepared)
         progress.advance(1)
         findings += leaks_found(asked, prepared.train)
         progress.advance(1)
-        if "grpo" in recipe.stages:
-            findings += prompts_found(asked, recipe, speech)
-            progress.advance(1)
     order = {"error": 0, "warning": 1, "info": 2}
     findings.sort(key=lambda finding: order[finding.level])
     return {
@@ -73,7 +91,7 @@ def check(recipe: Recipe, speech: Speech) -> dict[str, Any]:
         "ok": not any(finding.level == "error" for finding in findings),
         "rows": _rows(prepared, findings),
         "sources": prepared.sources,
-        **_figures(store, tried, places(speech, store)),
+        **figures,
         "mix": _mix(prepared.train),
         "findings": [{**asdict(finding), "examples": list(finding.examples)} for finding in findings],
     }
@@ -81,10 +99,6 @@ def check(recipe: Recipe, speech: Speech) -> dict[str, Any]:
 
 def _with(recipe: Recipe, **changes: Any) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
-
-
-def _none() -> Prepared:
-    return Prepared([], [], [], {}, dict.fromkeys(("in", "train", "valid", "rejected", "repeats_of_valid"), 0))
 
 
 def _told(think: ThinkFormat) -> dict[str, Any]:
@@ -103,26 +117,24 @@ def _rows(prepared: Prepared, findings: Iterable[Finding]) -> dict[str, int]:
 # ---- figures
 
 
-def _figures(store: Store, shape: Shape, places: Places) -> dict[str, Any]:
-    lengths = store.lengths
-    report = store.report
-    fitting = lengths[lengths <= shape.max_length]
-    packs = pack(fitting, shape.max_length)
-    at = (50, 90, 95, 99)
-    found = np.percentile(lengths, at, method="inverted_cdf").astype(int) if len(lengths) else [0] * len(at)
+def _figures(lengths: np.ndarray, at: Places, limit: int, report: RenderReport) -> dict[str, Any]:
+    fitting = lengths[lengths <= limit]
+    packs = pack(fitting, limit)
+    shares = (50, 90, 95, 99)
+    found = np.percentile(lengths, shares, method="inverted_cdf").astype(int) if len(lengths) else [0] * len(shares)
     low, high = (int(lengths.min()), int(lengths.max())) if len(lengths) else (0, 0)
-    usual = min(high, max(2 * int(found[-1]), shape.max_length))  # what is far beyond goes into the last bin
+    usual = min(high, max(2 * int(found[-1]), limit))  # what is far beyond goes into the last bin
     edges = np.unique([*np.linspace(0, max(usual, 1), BINS + 1).astype(int)[:-1], max(high, 1)])
     counts, _ = np.histogram(lengths, bins=edges)
     return {
         "lengths": {
             "min": low,
-            **{f"p{p}": int(value) for p, value in zip(at, found, strict=True)},
+            **{f"p{p}": int(value) for p, value in zip(shares, found, strict=True)},
             "max": high,
             "mean": round(float(lengths.mean()), 1) if len(lengths) else 0.0,
-            "max_length": shape.max_length,
+            "max_length": limit,
             "keeps_99": keeps(lengths),
-            "lost": shares_lost(places, shape.max_length),
+            "lost": shares_lost(at, limit),
             "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         },
         "tokens": report.tokens,
@@ -130,7 +142,7 @@ def _figures(store: Store, shape: Shape, places: Places) -> dict[str, Any]:
         "supervised_share": round(report.supervised_tokens / report.tokens, 4) if report.tokens else 0.0,
         "packing": {
             "packs": len(packs),
-            "fill": round(float(fitting.sum()) / (len(packs) * shape.max_length), 4) if packs else 0.0,
+            "fill": round(float(fitting.sum()) / (len(packs) * limit), 4) if packs else 0.0,
         },
     }
 

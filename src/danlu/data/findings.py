@@ -16,7 +16,7 @@ import numpy as np
 from danlu import domains
 from danlu.data import overlap, personal
 from danlu.data.encode import encode
-from danlu.data.prepare import Prepared, benchmarks, prompts, question_key
+from danlu.data.prepare import Prepared, benchmarks, question_key
 from danlu.data.render import prompt_text
 from danlu.models.tokenizer import Speech
 from danlu.recipe import Recipe
@@ -52,7 +52,9 @@ def _named(rows: Iterable[Sample], of: str = "question") -> tuple[str, ...]:
 
 
 def finding(code: str, level: Level, rows: Sequence[Sample], of: int, what: str, do: str) -> list[Finding]:
-    return [Finding(code, level, len(rows), of, what, do, _named(rows))] if rows else []
+    """A Finding on these rows (each counted once), or none without any."""
+    named = {row.id: row for row in rows}
+    return [Finding(code, level, len(named), of, what, do, _named(named.values()))] if named else []
 
 
 # ---- rows that were not read
@@ -95,7 +97,8 @@ def rejects(recipe: Recipe, prepared: Prepared) -> list[Finding]:
 # ---- texts
 
 
-def texts_found(speech: Speech, samples: list[Sample], recipe: Recipe) -> list[Finding]:
+def texts_found(speech: Speech, samples: list[Sample], recipe: Recipe, *, trained: bool = True) -> list[Finding]:
+    """`trained`: the rows hold completions to learn, and are not prompts alone."""
     of = len(samples)
     think = speech.think
     ends = [token for token in think.end_tokens if token]
@@ -119,7 +122,7 @@ def texts_found(speech: Speech, samples: list[Sample], recipe: Recipe) -> list[F
         "rows hold special tokens in their text: they are tokenised as such",
         "remove them from the rows if they are not meant",
     )
-    if think.style != "none":
+    if trained and think.style != "none":
         without = [s for s in samples if not s.reasoning.strip()]
         found += finding(
             "empty_reasoning",
@@ -302,23 +305,32 @@ def keeps(lengths: np.ndarray) -> int:
     return int(np.sort(lengths)[int(np.ceil(0.99 * len(lengths))) - 1]) if len(lengths) else 0
 
 
-def prompts_found(asked: Recipe, recipe: Recipe, speech: Speech) -> list[Finding]:
-    prepared = prompts(recipe, recipe.grpo.data or recipe.data.train)
-    texts = [prompt_text(speech.tokenizer, speech.think, sample.messages) for sample in prepared.train]
-    lengths = [len(ids) for ids in encode(speech.tokenizer, texts)]
+def prompt_lengths(speech: Speech, samples: Sequence[Sample]) -> np.ndarray:
+    """Tokens of each prompt, int64 [rows]."""
+    texts = [prompt_text(speech.tokenizer, speech.think, sample.messages) for sample in samples]
+    return np.array([len(ids) for ids in encode(speech.tokenizer, texts)], dtype=np.int64)
+
+
+def prompts_found(recipe: Recipe, prepared: Prepared, lengths: np.ndarray) -> list[Finding]:
     limit = recipe.grpo.max_prompt
     long = [sample for sample, length in zip(prepared.train, lengths, strict=True) if length > limit]
-    found = finding(
-        "grpo_overlong_prompts",
+    return finding(
+        "overlong_prompts",
         "warning" if len(long) < len(lengths) else "error",
         long,
         len(lengths),
         f"GRPO prompts are longer than grpo.max_prompt {limit}: they are left out",
-        f"grpo.max_prompt={keeps(np.array(lengths))} keeps 99 %",
+        enough("grpo.max_prompt", lengths, limit),
     )
-    found += [_of_grpo(finding) for finding in [*rejects(asked, prepared), *leaks_found(asked, prepared.train)]]
-    return [finding for finding in found if finding.code != "grpo_unscorable_items"]
 
 
-def _of_grpo(finding: Finding) -> Finding:
-    return replace(finding, code=f"grpo_{finding.code}", what=f"GRPO prompts: {finding.what}")
+def of_grpo(found: Finding) -> Finding:
+    """A finding on GRPO prompts beside those on the rows of SFT."""
+    return replace(found, code=f"grpo_{found.code}", what=f"GRPO prompts: {found.what}")
+
+
+def enough(key: str, lengths: np.ndarray, limit: int) -> str:
+    """Which limit would keep (nearly) all rows whole."""
+    if keeps(lengths) <= limit:
+        return f"over 99 % of the rows fit; {key}={int(lengths.max())} would keep all"
+    return f"{key}={keeps(lengths)} keeps 99 % of the rows whole"

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from danlu import domains
 from danlu.data.augment import mask, matcher
-from danlu.data.prepare import Prepared, prepare, shape_of
-from danlu.data.render import Rendered, render_masked, turn_of
-from danlu.data.store import Store, open_store
+from danlu.data.encode import encode
+from danlu.data.prepare import Prepared, prepare, prompts, shape_of
+from danlu.data.render import IGNORE, Rendered, prompt_text, render_masked, turn_of
+from danlu.data.store import open_store
 from danlu.models.tokenizer import Speech
 from danlu.recipe import Recipe
 from danlu.records import Sample
 from danlu.think import ThinkFormat
 
 
-def opened(recipe: Recipe, speech: Speech) -> tuple[Prepared, Store]:
-    """The prepared rows of a recipe and the token set of its training rows."""
-    prepared = prepare(recipe)
-    return prepared, open_store(speech.tokenizer, speech.think, prepared.train, shape_of(recipe))
+class Rows(Protocol):
+    """A token set, or a list of its rows."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Rendered: ...
+
+
+def opened(recipe: Recipe, speech: Speech) -> tuple[Prepared, Rows]:
+    """The prepared rows of a recipe, and as tokens those it trains on; the prompts where it has only GRPO's."""
+    if recipe.data.train or "grpo" not in recipe.stages:
+        prepared = prepare(recipe)
+        return prepared, open_store(speech.tokenizer, speech.think, prepared.train, shape_of(recipe))
+    prepared = prompts(recipe, recipe.grpo.data)
+    texts = [prompt_text(speech.tokenizer, speech.think, sample.messages) for sample in prepared.train]
+    ids = encode(speech.tokenizer, texts)
+    named = zip(prepared.train, ids, strict=True)
+    return prepared, [Rendered(sample.id, own, np.full_like(own, IGNORE)) for sample, own in named]
 
 
 class TrainingRows:
     """Training rows by (epoch, row): masked anew in each epoch where the recipe asks for it."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Any, think: ThinkFormat, samples: list[Sample], store: Store) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: Any, think: ThinkFormat, samples: list[Sample], store: Rows) -> None:
         self.count = len(store)
         self._store, self._recipe, self._tokenizer, self._think = store, recipe, tokenizer, think
         self._samples = {sample.id: sample for sample in samples}

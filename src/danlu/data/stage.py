@@ -1,6 +1,6 @@
 """The data stage: the prepared set as a Run, to look at, to keep, and for other trainers.
 
-    artifact/rows/{train,valid}.jsonl      Samples, which `data.train` of another recipe reads again
+    artifact/rows/{train,valid,grpo}.jsonl Samples, which `data.train` of another recipe reads again
     artifact/tokens/{train,valid}/         the token sets (see data/store.py)
     artifact/export/FORMAT/{train,valid}.jsonl
     artifact/check.json, check.html        the data check
@@ -42,9 +42,12 @@ def stage(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     DanluError for data that cannot be read or rendered, and for a full disk.
     """
     speech = speech_of(recipe.model, start)
-    prepared = prepare(recipe)
+    rl = recipe.grpo.data or recipe.data.train if "grpo" in recipe.stages else []
+    asked = prompts(recipe, rl) if rl else None
+    prepared = prepare(recipe) if recipe.data.train or asked is None else asked
     write_rejected(run, prepared)
-    splits = {"train": prepared.train} | ({"valid": prepared.valid} if prepared.valid else {})
+    splits = {"train": prepared.train} if prepared is not asked else {}
+    splits |= {"valid": prepared.valid} if prepared.valid else {}
     stores = {name: open_store(speech.tokenizer, speech.think, rows, shape_of(recipe)) for name, rows in splits.items()}
     report = check(recipe, speech)
     described = card(recipe, prepared, stores, report)
@@ -54,10 +57,10 @@ def stage(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
             _linked(stores[name].path, staged / "tokens" / name)
             for format_ in FORMATS:
                 _write(staged / "export" / format_ / f"{name}.jsonl", exported(speech, rows, format_))
-        if "grpo" in recipe.stages:
-            asked = prompts(recipe, recipe.grpo.data or recipe.data.train).train
-            _write(staged / "rows" / "grpo.jsonl", (row.to_dict() for row in asked))
-        write_json(staged / "export" / "messages" / "dataset_info.json", _llama_factory(list(splits)))
+        if asked:
+            _write(staged / "rows" / "grpo.jsonl", (row.to_dict() for row in asked.train))
+        if splits:
+            write_json(staged / "export" / "messages" / "dataset_info.json", _llama_factory(list(splits)))
         write_json(staged / "check.json", report)
         (staged / "check.html").write_text(page(report, recipe.name), encoding="utf-8")
         write_json(staged / "card.json", described)
@@ -136,14 +139,12 @@ def _linked(source: Path, target: Path) -> None:
 def card(recipe: Recipe, prepared: Prepared, stores: dict[str, Store], report: dict[str, Any]) -> dict[str, Any]:
     """What the set is made of: sources with licences, counts, hashes, seeds, how rows became tokens, what was found."""
     domain = domains.load(recipe.domain)
+    sources = [*recipe.data.train, *recipe.data.valid] if stores else recipe.grpo.data or recipe.data.train
     return {
         "name": recipe.name,
         "domain": recipe.domain,
         "notice": domain.notice,
-        "sources": [
-            {**told, **_described(source)}
-            for source, told in zip([*recipe.data.train, *recipe.data.valid], prepared.sources, strict=True)
-        ],
+        "sources": [{**told, **_described(source)} for source, told in zip(sources, prepared.sources, strict=True)],
         "counts": prepared.counts,
         "hashes": prepared.hashes,
         "seeds": {"shuffle": recipe.data.shuffle_seed, "recipe": recipe.seed},

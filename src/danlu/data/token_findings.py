@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from danlu.data.encode import encode
-from danlu.data.findings import EXAMPLES, Finding, Level, finding, keeps
+from danlu.data.findings import EXAMPLES, Finding, Level, enough, finding
 from danlu.data.render import IGNORE, prompt_text
 from danlu.data.store import Store
 from danlu.models.tokenizer import Speech
@@ -72,7 +72,7 @@ def lengths_found(recipe: Recipe, store: Store, places: Places) -> list[Finding]
             len(lengths),
             f"rows are longer than max_length {limit}; cut there, {lost['close']:.1%} of all rows would lose the"
             f" closing tag, {lost['answer']:.1%} part of the answer, {lost['end']:.1%} the end token; {fate[policy]}",
-            f"data.max_length={keeps(lengths)} keeps 99 % of the rows whole; or data.overlong=truncate-reasoning",
+            enough("data.max_length", lengths, limit) + "; or data.overlong=truncate-reasoning",
             tuple(f"{store.ids[i]}: {lengths[i]} tokens" for i in over[:EXAMPLES]),
         )
     ]
@@ -83,19 +83,23 @@ def shares_lost(places: Places, limit: int) -> dict[str, float]:
     return {name: float((getattr(places, name) > limit).mean()) if len(places.end) else 0.0 for name in names}
 
 
-def tokens_found(speech: Speech, samples: list[Sample], store: Store) -> list[Finding]:
+def tokens_found(recipe: Recipe, speech: Speech, samples: list[Sample], store: Store) -> list[Finding]:
     """What training would see, token by token."""
     by_id = {sample.id: sample for sample in samples}
     ends = np.array(speech.end_ids[:1], dtype=np.int64)
     bos = speech.tokenizer.bos_token_id
     without_end: list[Sample] = []
     doubled: list[Sample] = []
+    limit = recipe.data.max_length if recipe.data.overlong == "truncate" else None
+    empty = [by_id[name] for name, why in store.report.dropped if why == "nothing supervised"]
     for row in store:
-        if not np.isin(row.labels, ends).any():
+        labels = row.labels[:limit]
+        if not (labels != IGNORE).any():
+            empty.append(by_id[row.id])
+        elif not np.isin(labels, ends).any():
             without_end.append(by_id[row.id])
         if bos is not None and len(row.tokens) > 1 and row.tokens[0] == row.tokens[1] == bos:
             doubled.append(by_id[row.id])
-    empty = [by_id[name] for name, why in store.report.dropped if why == "nothing supervised"]
     of = len(samples)
     found = finding(
         "nothing_supervised", "error", empty, of, "rows have no token to learn from", "look at them: danlu data view"
