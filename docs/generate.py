@@ -33,8 +33,24 @@ ZH = {
     "tokenizer directory or id, when it is not the model's": "分词器目录或 id；与模型不同源时才写",
     "reasoning format; auto asks the chat template": "推理格式；auto 表示去问对话模板",
     "our name -> the file's column": "我们的字段名 -> 文件里的列名",
+    "rows longer than max_length; truncate-reasoning keeps the answer and the end token": (
+        "超过 max_length 的行怎么办；truncate-reasoning 只截推理，回答和结束符保留"
+    ),
+    "the last answer | every assistant turn of a chat | every token": (
+        "依次为：最后那个回答、对话里 assistant 的每一轮、所有 token"
+    ),
+    "replace ID numbers, phone numbers, e-mail addresses and patients' names": (
+        "替换身份证号、电话号码、邮箱地址和患者姓名"
+    ),
+    "drop training rows that hold a question of eval.benchmarks": "剔除含有 eval.benchmarks 考题的训练行",
     "share of rows that are masked": "被遮盖的行所占比例",
     "least and most terms masked in a row": "一行里最少、最多遮几个术语",
+    "[MASK], [CATEGORY] or ...": "[MASK]、大写的类别名或省略号",
+    "at a masked place: train on the mask's text | no loss | mask the input, train on the term itself": (
+        "遮住的位置上，依次为：学遮盖符号本身、不算损失、只遮输入而照样学原词"
+    ),
+    "commit, branch or tag of a hub's data set": "平台上数据集的 commit、分支或标签",
+    "licence of the data, for the data card": "数据的许可证，写进数据卡",
     "validation rows; empty: valid_fraction of the training rows": "验证集；留空则从训练行里切 valid_fraction",
     "system prompt put before rows that have none": "给没有 system 的行补上的系统提示",
     "tokens of prompt + completion": "提示与回答合计的 token 上限",
@@ -137,6 +153,7 @@ def rows(section: type[BaseModel], prefix: str, language: str) -> list[tuple[str
         meaning = field.description or ""
         if language == "zh":
             meaning = ZH.get(meaning, meaning)
+        meaning = cell(meaning)
         default_text = shown_reward(field) if name == "rewards" else default(field, language)
         found.append((f"`{prefix}{name}`", takes(field.annotation) + bounds(field), default_text, meaning))
     return found
@@ -145,6 +162,11 @@ def rows(section: type[BaseModel], prefix: str, language: str) -> list[tuple[str
 def shown_reward(field: FieldInfo) -> str:
     specs = field.get_default(call_default_factory=True)
     return "`[" + ", ".join(f"{{name: {spec.name}, weight: {spec.weight:g}}}" for spec in specs) + "]`"
+
+
+def cell(text: str) -> str:
+    """`text` inside a table, where a bare | would begin the next cell."""
+    return text.replace("|", "\\|")
 
 
 def listed(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
@@ -207,7 +229,7 @@ def _line(param: Any, language: str) -> tuple[str, str, str]:
     if isinstance(value, Enum):
         meaning, value = f"{meaning} ({', '.join(choice.value for choice in type(value))})", value.value
     plain = REQUIRED[language] if param.required else "–" if value is None or value is False else f"`{value}`"
-    return f"`{_label(param)}`".replace("|", "\\|"), plain, meaning.replace("|", "\\|")
+    return cell(f"`{_label(param)}`"), plain, cell(meaning)
 
 
 # ---- writing

@@ -26,7 +26,7 @@ from danlu.recipe import load
 from danlu.run import Run
 
 NAMES = ["demo", "recipes", "new", "doctor", "run", "sft", "grpo", "eval", "compare", "merge", "export", "verify"]
-NAMES += ["score", "chat", "ls", "show", "plot"]
+NAMES += ["score", "chat", "ls", "show", "plot", "data check", "data prepare", "data view"]
 
 
 pytestmark = pytest.mark.usefixtures("runs")
@@ -93,6 +93,19 @@ def test_every_command_has_help_with_an_example():
         (["merge", "nothing"], "is not a run", "danlu ls"),
         (["plot", "nothing"], "is not a run", "danlu ls"),
         (["chat", "x", "--once", " "], "the question is empty", "--once"),
+        (["data", "check"], "there is nothing to look at", "--model MODEL --data FILE"),
+        (["data", "check", "--data", "x.jsonl"], "--data needs a model", "--model MODEL"),
+        (["data", "viex"], "no such command 'viex'", "did you mean view?"),
+        (
+            ["data", "view", "demo", "--row", "100000", "--display", "none"],
+            "there is no row 100000",
+            "rows are 0 to 127",
+        ),
+        (
+            ["data", "view", "demo", "--masked", "--display", "none"],
+            "the recipe masks no terms",
+            "data.masking.probability",
+        ),
     ],
 )
 def test_what_a_user_can_put_right_is_two_lines_and_exit_2(capsys, args, what, hint):
@@ -271,6 +284,128 @@ def test_json_of_a_stage_is_one_object(capsys, runs):
         "artifact": str(runs / "mine-sft" / "artifact"),
         "results": {"loss": 0.5, "seed": 42},
     }
+
+
+# ---- data
+
+POTS = """\
+name: pots
+stages: [sft, eval]
+model: {id: tiny}
+data: {train: pots.jsonl, valid_fraction: 0.25, max_length: 96}
+eval: {benchmarks: [{name: kiln, path: kiln.jsonl}]}
+"""
+CONTRACT = {"rows", "lengths", "supervised_share", "findings"}
+
+
+@pytest.fixture
+def pots() -> list[dict]:
+    """A recipe with four rows of its own, and a benchmark of one question that none of them asks."""
+    clays = ["kaolin", "ball clay", "fire clay", "red clay"]
+    rows = [
+        {"id": clay, "question": f"Which vessel does a potter throw from {clay}?", "answer": f"A jar of {clay}."}
+        for clay in clays
+    ]
+    rows = [{**row, "think": f"Each clay has one vessel, and {row['id']} has the jar."} for row in rows]
+    asked = {"id": "k1", "question": "How many degrees centigrade does a kiln for stoneware reach?", "target": "1250"}
+    Path("pots.yaml").write_text(POTS, encoding="utf-8")
+    write_rows("pots.jsonl", rows)
+    write_rows("kiln.jsonl", [asked])
+    return rows
+
+
+def write_rows(name: str, rows: list[dict]) -> None:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def codes(report: dict, level: str) -> list[str]:
+    return [found["code"] for found in report["findings"] if found["level"] == level]
+
+
+def test_data_check_of_good_rows(capsys, pots, runs):
+    code, out, _ = danlu(capsys, "data", "check", "pots.yaml", "--json")
+    report = json.loads(out)
+    assert (code, report["ok"], codes(report, "error")) == (0, True, [])
+    assert set(report) >= CONTRACT
+    assert {name: report["rows"][name] for name in ("in", "kept", "rejected")} == {"in": 4, "kept": 4, "rejected": 0}
+    assert 0 < report["supervised_share"] < 1
+    code, out, _ = danlu(capsys, "data", "check", "pots.yaml")
+    assert (code, out.splitlines()[1]) == (0, "pots, tiny")
+    assert "4 rows read, 4 kept, 0 rejected: 3 to train, 1 to validate" in out
+    assert len(pots) == 4
+    assert not runs.exists()
+
+
+def test_data_check_of_rows_that_hold_a_benchmark(capsys, pots):
+    question = json.loads(Path("kiln.jsonl").read_text())["question"]
+    write_rows("pots.jsonl", [{**row, "question": question} if row["id"] == "red clay" else row for row in pots])
+    no_split = ["--set", "data.valid_fraction=0"]  # so that the row is a training row whatever the shuffle
+    code, out, err = danlu(capsys, "data", "check", "pots.yaml", "--json", "--html", "page.html", *no_split)
+    report = json.loads(out)
+    assert (code, report["ok"], codes(report, "error")) == (1, False, ["leakage"])
+    (leak,) = [found for found in report["findings"] if found["code"] == "leakage"]
+    assert set(leak) >= {"code", "level", "count", "examples"}
+    assert leak["count"] == 1
+    assert "k1" in leak["examples"][0]
+    assert "red clay" in leak["examples"][0]
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "leakage" in page
+    assert "written: page.html" in err
+    left = ["kiln.jsonl", "mine.yaml", "page.html", "pots.jsonl", "pots.yaml"]
+    assert sorted(path.name for path in Path().iterdir()) == left
+    dropped = ["--set", "data.decontaminate=true"]
+    code, out, _ = danlu(capsys, "data", "check", "pots.yaml", "--json", *no_split, *dropped)
+    assert (code, codes(json.loads(out), "info")[:1]) == (0, ["leakage"])
+
+
+@pytest.mark.usefixtures("pots")
+def test_data_check_without_a_recipe(capsys):
+    code, out, _ = danlu(capsys, "data", "check", "--model", "tiny", "--data", "pots.jsonl", "--json")
+    report = json.loads(out)
+    assert (code, report["model"], report["rows"]["train"]) == (0, "tiny", 4)
+
+
+@pytest.mark.usefixtures("pots")
+def test_data_view_shows_what_carries_loss(capsys, runs):
+    code, out, _ = danlu(capsys, "data", "view", "pots.yaml", "--row", "1", "--count", "2", "--json")
+    rows = json.loads(out)["rows"]
+    assert (code, [row["row"] for row in rows]) == (0, [1, 2])
+    for row in rows:
+        kinds = [piece["kind"] for piece in row["pieces"]]
+        assert kinds == ["context", "supervised", "end"]
+        assert sum(piece["tokens"] for piece in row["pieces"]) == row["tokens"]
+        assert row["pieces"][1]["text"].startswith("<think>\nEach clay")
+        assert row["pieces"][1]["text"].endswith(f"</think>\n\nA jar of {row['id']}.")
+    code, out, _ = danlu(capsys, "data", "view", "pots.yaml", "--html", "rows.html")
+    assert (code, out) == (0, "")
+    assert Path("rows.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert not runs.exists()
+
+
+@pytest.mark.usefixtures("pots")
+def test_data_prepare_leaves_exactly_these_files(capsys, runs):
+    with Path("pots.jsonl").open("a") as file:
+        file.write('{"question": "no answer"}\n')
+    code, out, _ = danlu(capsys, "data", "prepare", "pots.yaml", "--set", "data.on_bad_row=skip", "--display", "none")
+    run = runs / "pots-data"
+    assert (code, out) == (0, f"{run / 'artifact'}\n")
+    splits = [f"{split}.jsonl" for split in ("train", "valid")]
+    wanted = ["config.json", "recipe.yaml", "rejected.jsonl", "run.json"]
+    wanted += [f"artifact/{name}" for name in ("README.md", "card.json", "check.html", "check.json")]
+    wanted += [f"artifact/rows/{name}" for name in splits]
+    wanted += [f"artifact/export/{form}/{n}" for form in ("messages", "prompt_completion", "text") for n in splits]
+    wanted += ["artifact/export/messages/dataset_info.json"]
+    wanted += [
+        f"artifact/tokens/{split}/{name}"
+        for split in ("train", "valid")
+        for name in ("loss.bin", "offsets.npy", "rows.json", "tokens.bin")
+    ]
+    assert sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()) == sorted(wanted)
+    shown = json.loads(danlu(capsys, "show", "pots-data", "--json")[1])
+    assert (shown["status"], shown["results"]["counts"]["rejected"]) == ("done", 1)
+    again = danlu(capsys, "data", "check", "--model", "tiny", "--data", f"{run}/artifact/rows/train.jsonl", "--json")
+    assert (again[0], json.loads(again[1])["rows"]["train"]) == (0, 3)
 
 
 # ---- readers
