@@ -99,6 +99,9 @@ class Data(Section):
         "completion", description="the last answer | every assistant turn of a chat | every token"
     )
     on_bad_row: Literal["error", "skip"] = "error"
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our name -> the files' column, for sources that name none themselves"
+    )
     redact: bool = Field(False, description="replace ID numbers, phone numbers, e-mail addresses and patients' names")
     decontaminate: bool = Field(False, description="drop training rows that hold a question of eval.benchmarks")
     masking: Masking | None = None
@@ -178,10 +181,10 @@ class Grpo(Training):
 
 
 class Benchmark(Section):
-    """Held-out questions: `path` as in data sources."""
+    """Held-out questions: a benchmark of the domain by its `name` alone, or any `path` as in data sources."""
 
     name: str
-    path: str
+    path: str | None = None
     split: str = "test"
     subset: str | None = None
     revision: str | None = None
@@ -190,9 +193,25 @@ class Benchmark(Section):
     columns: dict[str, str] = {}
 
 
+def _as_benchmark(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Mode = Literal["think", "no_think", "answer_only", "loglikelihood"]
+
+
 class Eval(Section):
-    benchmarks: list[Benchmark] = []
+    suite: str | None = Field(None, description="benchmarks of the domain under one name (quick, zh, en, full, guard)")
+    benchmarks: list[Annotated[Benchmark, BeforeValidator(_as_benchmark)]] = []
     system: str | None = None
+    modes: list[Mode] = Field(
+        ["think"],
+        min_length=1,
+        description="each question is asked in each: as trained | thinking switched off | told to give the answer only"
+        " (a control) | the likeliest option without generating",
+    )
+    shuffles: int = Field(0, ge=0, description="more orders of the options that each question is asked in")
+    budgets: list[int] = Field([], description="accuracy if answers were cut at so many tokens, from one generation")
     max_tokens: int = Field(1024, ge=1)
     temperature: float = Field(0.0, ge=0, description="0: greedy")
     top_p: float = Field(1.0, gt=0, le=1)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from danlu import display, domains
+from danlu.data.aliases import with_aliases
 from danlu.data.overlap import Leak, leaks
 from danlu.data.personal import redact_sample
 from danlu.data.render import Shape
@@ -114,8 +115,16 @@ def benchmarks(recipe: Recipe, domain: domains.Domain | None) -> dict[str, Loade
         if item.name in found:
             raise DanluError(f"two benchmarks are called {item.name!r}", "give each entry of eval.benchmarks a name")
         source = Source(**item.model_dump(exclude={"name"}))
-        found[item.name] = load(source, domain, on_bad_row="skip", needs="target")
+        loaded = load(source, domain, on_bad_row="skip", needs="target")
+        found[item.name] = replace(loaded, rows=_named(loaded.rows, source, domain))
     return found
+
+
+def _named(rows: list[Sample], source: Source, domain: domains.Domain | None) -> list[Sample]:
+    """Rows with the aliases that the lexicon knows; a world names its own."""
+    if domain is None or source.path.startswith(("world:", "probes:")):
+        return rows
+    return with_aliases(rows, domain.terms())
 
 
 def _decontaminated(recipe: Recipe, rows: list[Sample]) -> tuple[list[Sample], list[Leak]]:
@@ -153,8 +162,10 @@ def _gather(recipe: Recipe, sources: list[Source], needs: Needs) -> _Gathered:
     rejected: list[Reject] = []
     told = []
     for source in sources:
+        if recipe.data.columns and not source.columns and not source.path.startswith("world:"):
+            source = source.model_copy(update={"columns": recipe.data.columns})
         loaded = load(source, domain, on_bad_row=recipe.data.on_bad_row, needs=needs)
-        rows += loaded.rows
+        rows += loaded.rows if needs == "answer" else _named(loaded.rows, source, domain)
         rejected += loaded.rejected
         counts = {"in": len(loaded.rows) + len(loaded.rejected), "kept": len(loaded.rows)}
         reasons = dict(Counter(reject.reason for reject in loaded.rejected).most_common())
