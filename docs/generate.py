@@ -49,6 +49,9 @@ ZH = {
     "at a masked place: train on the mask's text | no loss | mask the input, train on the term itself": (
         "遮住的位置上，依次为：学遮盖符号本身、不算损失、只遮输入而照样学原词"
     ),
+    "our name -> the files' column, for sources that name none themselves": (
+        "我们的字段名 -> 文件里的列名，给没写对照的数据源用"
+    ),
     "commit, branch or tag of a hub's data set": "平台上数据集的 commit、分支或标签",
     "licence of the data, for the data card": "数据的许可证，写进数据卡",
     "validation rows; empty: valid_fraction of the training rows": "验证集；留空则从训练行里切 valid_fraction",
@@ -71,6 +74,17 @@ ZH = {
     "divide advantages by the group's standard deviation": "优势值是否除以组内标准差",
     "completions of a forward/backward": "一次前向/反向的回答数",
     "completions decoded together at most": "最多同时解码的回答数",
+    "benchmarks of the domain under one name (quick, zh, en, full, guard)": (
+        "领域里打包好的一组基准，写名字即可（quick、zh、en、full、guard）"
+    ),
+    (
+        "each question is asked in each: as trained | thinking switched off | told to give the answer only (a control)"
+        " | the likeliest option without generating"
+    ): "每道题每种方式都考一遍，依次为：照训练时的样子、关掉思考、要求只给答案（对照）、不生成而直接取概率最大的选项",
+    "more orders of the options that each question is asked in": "每道题额外再换几种选项顺序来考",
+    "accuracy if answers were cut at so many tokens, from one generation": (
+        "假如回答在这么多 token 处截断，正确率是多少；只生成一次"
+    ),
     "0: greedy": "0 为贪心",
     "completions of a question; more than one needs a temperature": "每题回答数；多于 1 时温度须大于 0",
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 from danlu import recipe
 from danlu.cli import main
 from danlu.cli.app import commands
+from danlu.domains.medical.lexicon import CATEGORIES
+from danlu.domains.medical.lexicon import rows as lexicon_rows
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -37,6 +41,12 @@ def outline(text: str) -> list[int]:
     """Levels of the headings, code blocks left out."""
     plain = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     return [len(marks) for marks in re.findall(r"^(#+) ", plain, re.MULTILINE)]
+
+
+def plain_blocks(name: str) -> list[str]:
+    """The code blocks that name no language: commands, and what they print."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return [block for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if not kind]
 
 
 @pytest.mark.parametrize("file", GENERATE.GENERATED)
@@ -115,8 +125,7 @@ def test_stage_commands_in_the_text_work(name, tmp_path, monkeypatch, runs, caps
     monkeypatch.chdir(tmp_path)
     assert main(["new", "clinic", "--recipe", "qwen3-1.7b-medical-qlora-v2"]) == 0
     (tmp_path / "mine.yaml").write_text((tmp_path / "clinic.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
-    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+    for line in "\n".join(plain_blocks(name)).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] != ["danlu"] or "[OPTIONS]" in words:
             continue
@@ -134,3 +143,71 @@ def test_every_recipe_is_in_the_readme():
         assert "DEMO-ONLY" in text
         for marker in ("<!-- demo:begin -->", "<!-- demo:end -->"):
             assert text.count(marker) == 1
+
+
+# ---- docs/data.md
+
+
+def findings_of_the_code() -> dict[str, set[str]]:
+    """Code of every finding -> its levels where they stand beside it, {} where they are computed."""
+    found: dict[str, set[str]] = {}
+    for name in ("findings", "token_findings"):
+        for node in ast.walk(ast.parse((ROOT / "src" / "danlu" / "data" / f"{name}.py").read_text(encoding="utf-8"))):
+            called = isinstance(node, ast.Call) and getattr(node.func, "id", "").lower() == "finding"
+            parts = node.args if called else node.elts if isinstance(node, ast.Tuple) else []  # type: ignore[attr-defined]
+            if len(parts) > 3 and isinstance(parts[0], ast.Constant) and isinstance(parts[0].value, str):
+                levels = {part.value for part in ast.walk(parts[1]) if isinstance(part, ast.Constant)}
+                found[parts[0].value] = levels & {"error", "warning", "info"}
+    return found
+
+
+@pytest.mark.parametrize("name", ["docs/data.md", "docs/zh/data.md"])
+def test_every_finding_is_explained(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(\w+)` \| ([^|\n]+) \| [^|\n]+ \| [^|\n]+ \|$", text, re.MULTILINE))
+    known = findings_of_the_code()
+    assert set(told) == set(known)
+    assert len(known) > 20
+    for code, levels in known.items():
+        assert all(level in told[code] for level in levels), code
+
+
+@pytest.mark.parametrize("name", ["docs/data.md", "docs/zh/data.md"])
+def test_terms_are_counted_as_they_are(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    told = {category: int(count.replace(",", "")) for category, count in re.findall(r"\| `(\w+)` \| ([\d,]+) \|", text)}
+    assert told == {category: len(lexicon_rows(category)) for category in CATEGORIES}
+    assert f"{sum(told.values()):,}" in text
+
+
+CHAT = [
+    {"role": "user", "content": "发热三天怎么办？"},
+    {"role": "assistant", "reasoning_content": "先问病史。", "content": "先测体温。"},
+    {"role": "user", "content": "38.5度。"},
+    {"role": "assistant", "reasoning_content": "中度发热。", "content": "多饮水，必要时就诊。"},
+]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "README.zh-CN.md",
+        *(f"docs/{sub}{name}.md" for sub in ("", "zh/") for name in ("data", "think-formats")),
+    ],
+)
+def test_what_the_data_commands_print_is_real(name, tmp_path, monkeypatch, capsys):
+    """A block that goes on after its one `danlu data` command shows what that prints; … stands for lines left out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": CHAT}), encoding="utf-8")
+    shown = 0
+    for block in plain_blocks(name):
+        command, *lines = block.splitlines()
+        if not command.startswith("danlu data ") or not lines or any(line.startswith("danlu ") for line in lines):
+            continue
+        main([*shlex.split(command)[1:], "--display", "none"])
+        printed = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if line not in ("…", *printed)] == []
+        shown += 1
+    assert shown == 1
