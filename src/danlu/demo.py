@@ -151,7 +151,7 @@ def _export(plan: Recipe, out: Path, start: str) -> tuple[dict[str, Any], float]
     with run.recording():
         found = export(plan, run, start)
         run.record(gguf=found["gguf"], quant=found["quant"], bytes=found["bytes"], ok=found["verified"])
-        sample = next(iter(benchmarks_of(plan, domains.load(plan.domain)).values()))[0]
+        sample = next(iter(benchmarks_of(plan, domains.load(plan.domain))[0].values()))[0]
         with GgufGenerator(Path(found["gguf"]), context=plan.export.num_ctx) as generator:
             _, answers = next(iter(generator.generate([sample.messages], Sampling(plan.eval.max_tokens))))
     found["answer"] = {

@@ -53,24 +53,27 @@ def read_json(path: Path) -> Any:
         raise DanluError(f"{path} cannot be read as JSON: {error}", "the file may be half-written") from None
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file we wrote; a torn last line (killed while appending) is dropped."""
+def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSON-lines file we wrote, one by one; a torn last line (killed while appending) is dropped."""
     if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            if number == len(lines):  # no newline after it: the write was cut
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
                 continue
-            raise DanluError(
-                f"{path} line {number} is not JSON", "the file was edited or the disk is damaged"
-            ) from None
-    return rows
+            try:
+                yield json.loads(line)
+            except ValueError:
+                if not line.endswith(b"\n"):  # the write was cut
+                    return
+                raise DanluError(
+                    f"{path} line {number} is not JSON", "the file was edited or the disk is damaged"
+                ) from None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All rows of `iter_jsonl`."""
+    return list(iter_jsonl(path))
 
 
 def digest(value: Any) -> str:

@@ -73,7 +73,7 @@ def test_a_recipe_names_it(bakery):
     assert bakery is domains.load(wanted.domain)
     rows = prepare(wanted).train
     assert {row.answer for row in rows} == {"It is wheat.", "It is rye."}
-    found = benchmarks_of(wanted, bakery)
+    found, _ = benchmarks_of(wanted, bakery)
     assert [row.target for row in found["grains"]] == ["wheat", "rye", "maize", "teff", "wheat", "rye"]
     row = found["grains"][0]
     assert verify(row, Completion("x", "", "It is wheat.", "stop", True)).outcome == "right"

@@ -9,7 +9,8 @@ import pytest
 
 from danlu.domains import Domain, World
 from danlu.errors import DanluError
-from danlu.evaluate.evaluate import benchmarks_of, evaluate
+from danlu.evaluate.describe import language_match, repetition
+from danlu.evaluate.evaluate import benchmarks_of, evaluate, rescore
 from danlu.evaluate.score import score, summarise
 from danlu.generate import Sampling
 from danlu.recipe import Recipe
@@ -106,6 +107,8 @@ def test_rows_and_report(tmp_path: Path) -> None:
         "finish": "stop",
         "well_formed": True,
         "tokens": 37,
+        "repetition": 0.0,
+        "language_match": True,
     }
     entry = found["benchmarks"][0]
     assert entry["name"] == "quiz"
@@ -188,7 +191,8 @@ def test_the_recipes_benchmarks(tmp_path: Path) -> None:
     file = tmp_path / "quiz.jsonl"
     file.write_text("".join(json.dumps(q.to_dict()) + "\n" for q in QUESTIONS[:2]), encoding="utf-8")
     value = [{"name": "file", "path": str(file)}, {"name": "world", "path": "world:test", "limit": 3}]
-    found = benchmarks_of(Recipe.model_validate({"name": "t", "eval": {"benchmarks": value}}), domain)
+    found, rejected = benchmarks_of(Recipe.model_validate({"name": "t", "eval": {"benchmarks": value}}), domain)
+    assert rejected == {"file": [], "world": []}
     assert {name: len(rows) for name, rows in found.items()} == {"file": 2, "world": 3}
     assert found["file"][0].target == "B"
     with pytest.raises(DanluError, match="two benchmarks"):
@@ -202,12 +206,22 @@ def test_score_file_rows() -> None:
         {"id": 3, "target": "two", "output": "It is two.", "distractors": ["three"]},
         {"id": 4, "target": "two", "output": "<think>\ntwo", "finish": "length"},
         {"id": 5, "target": "42", "output": "<reasoning>\n42\n</reasoning>\n<answer>\n41\n</answer>"},
+        {"id": 6, "answer": "B", "options": OPTIONS, "output": "B", "finish_reason": "stop"},
+        {"id": 7, "answer": "B", "options": OPTIONS, "output": "<think>\nB", "finish_reason": "length"},
     ]
     found = score(rows)
-    assert [row["outcome"] for row in found["rows"]] == ["right", "wrong", "right", "truncated", "wrong"]
+    assert [row["outcome"] for row in found["rows"]] == [
+        "right",
+        "wrong",
+        "right",
+        "truncated",
+        "wrong",
+        "right",
+        "truncated",
+    ]
     summary = found["summary"]
-    assert (summary["n"], summary["right"], summary["wrong"], summary["truncated"]) == (5, 2, 2, 1)
-    assert summary["accuracy"] == 0.4
+    assert (summary["n"], summary["right"], summary["wrong"], summary["truncated"]) == (7, 3, 2, 2)
+    assert summary["accuracy"] == pytest.approx(3 / 7)
     assert set(found["rows"][0]) >= {"id", "extracted", "outcome", "how"}
 
 
@@ -236,3 +250,152 @@ def test_refused_score_rows(rows: list[dict[str, object]], message: str) -> None
 def test_summary_of_nothing() -> None:
     assert summarise([])["accuracy"] == 0.0
     assert summarise([])["ci"] == [0.0, 1.0]
+
+
+# ---- modes, orders, budgets, leaks, rows without gold
+
+
+@dataclass
+class Knowing(Scripted):
+    """A generator that can switch thinking off, cut what it wrote, and choose letters."""
+
+    thinking: bool = True
+    heard: list[tuple[bool, str]] = field(default_factory=list)
+
+    def generate(self, prompts, sampling):  # type: ignore[no-untyped-def]
+        for index, chat in enumerate(prompts):
+            text = chat[-1]["content"]
+            self.heard.append((self.thinking, text))
+            said = next(letter for letter in "ABCD" if f"{letter}. two" in text) if "two" in text else "B"
+            yield index, [self._completion(f"The answer is {said}.")] * sampling.samples
+
+    def choose(self, prompts, letters):  # type: ignore[no-untyped-def]
+        for index, (_, own) in enumerate(zip(prompts, letters, strict=True)):
+            assert not self.thinking
+            yield index, own[1]
+
+    def cut(self, completion: Completion, tokens: int) -> Completion:
+        text = completion.text[:tokens]
+        reasoning, answer, _ = THINK.split(text)
+        return Completion(text, reasoning, answer, "length", False, completion.tokens[:tokens])
+
+
+def listed(name: str, target: str = "B", options: dict[str, str] = OPTIONS) -> Sample:
+    text = "\n".join([name, *(f"{letter}. {option}" for letter, option in options.items())])
+    return Sample(name, ({"role": "user", "content": text},), target=target, options=options)
+
+
+def recipe_of(**settings: object) -> Recipe:
+    return Recipe.model_validate({"name": "t", "eval": settings})
+
+
+def test_every_mode_is_a_benchmark_of_its_own(tmp_path: Path) -> None:
+    recipe = recipe_of(modes=["think", "no_think", "answer_only", "loglikelihood"])
+    run, generator = started(tmp_path / "r", recipe), Knowing({})
+    open_one = Sample("open", ({"role": "user", "content": "which?"},), target="The answer is B")
+    found = evaluate(recipe, run, generator, benchmarks={"quiz": [listed("q1"), listed("q2", "C"), open_one]})
+    assert [(entry["name"], entry["n"]) for entry in found["benchmarks"]] == [
+        ("quiz", 3),
+        ("quiz@no_think", 3),
+        ("quiz@answer_only", 3),
+        ("quiz@loglikelihood", 2),  # single-choice questions only
+    ]
+    assert [thinking for thinking, _ in generator.heard] == [True] * 3 + [False] * 6
+    assert sum("letter of the option only" in text for _, text in generator.heard) == 2
+    assert generator.thinking
+    rows = [row for row in run.samples() if row.get("mode") == "loglikelihood"]
+    assert [(row["extracted"], row["outcome"]) for row in rows] == [("B", "right"), ("B", "wrong")]
+
+
+def test_a_mode_that_needs_weights_says_so(tmp_path: Path) -> None:
+    recipe = recipe_of(modes=["loglikelihood"])
+    with pytest.raises(DanluError, match="needs local weights"):
+        evaluate(recipe, started(tmp_path / "r", recipe), Scripted({}), benchmarks={"quiz": [listed("q1")]})
+
+
+def test_orders_of_the_options(tmp_path: Path) -> None:
+    """This model knows the text and not the letter: it is right and consistent in every order."""
+    recipe = recipe_of(shuffles=3, samples=2, temperature=1.0)
+    run = started(tmp_path / "r", recipe)
+    apart = listed("q3", options={"A": "one", "B": "all of the above"})
+    samples = [listed("q1"), listed("q2"), apart]
+    entry = evaluate(recipe, run, Knowing({}), benchmarks={"quiz": samples})["benchmarks"][0]
+    assert (entry["n"], entry["answers"]) == (3, 6)  # as published, orders apart
+    orders = entry["shuffles"]
+    assert (orders["questions"], orders["orders"], orders["accuracy"], orders["consistency"]) == (2, 4, 1.0, 1.0)
+    rows = [row for row in run.samples() if row["id"] == "q1"]
+    assert len({row["question"] for row in rows}) > 1
+    assert {row["chosen"] for row in rows} == {"B"}
+    assert all(row["options"][row["target"]] == "two" for row in rows)
+    assert all(f"{letter}. {text}" in row["question"] for row in rows for letter, text in row["options"].items())
+    assert sorted(row["index"] for row in rows) == list(range(8))
+
+    class Letter(Knowing):
+        def generate(self, prompts, sampling):  # type: ignore[no-untyped-def]
+            for index in range(len(prompts)):
+                yield index, [self._completion("B")] * sampling.samples
+
+    biased = evaluate(recipe, started(tmp_path / "b", recipe), Letter({}), benchmarks={"quiz": samples[:2]})
+    orders = biased["benchmarks"][0]["shuffles"]
+    assert biased["benchmarks"][0]["accuracy"] == 1.0
+    assert orders["letters"] == {"B": 1.0}
+    assert orders["consistency"] == 0.0
+
+
+def test_accuracy_at_token_budgets_from_one_generation(tmp_path: Path) -> None:
+    recipe = recipe_of(budgets=[4, 30, 36, 99])
+    found = evaluate(recipe, started(tmp_path / "r", recipe), Knowing({}), benchmarks={"quiz": [listed("q1")]})
+    curve = found["benchmarks"][0]["budgets"]
+    assert [(point["tokens"], point["accuracy"]) for point in curve] == [(4, 0.0), (30, 0.0), (36, 1.0), (99, 1.0)]
+    assert curve[0]["truncated"] == 1.0
+
+
+def test_leaked_questions_are_told_apart(tmp_path: Path) -> None:
+    recipe = recipe_of()
+    samples = [listed("q1"), listed("q2", "C"), listed("q3")]
+    run = started(tmp_path / "r", recipe)
+    entry = evaluate(recipe, run, Knowing({}), benchmarks={"quiz": samples}, leaked={("quiz", "q1")})["benchmarks"][0]
+    assert (entry["n"], entry["leaked"]) == (3, 1)
+    assert entry["without_leaked"]["n"] == 2
+    assert entry["without_leaked"]["accuracy"] == 0.5
+    assert [row["leaked"] for row in run.samples()] == [True, False, False]
+
+
+def test_rows_without_gold_stay_in_the_denominator(tmp_path: Path) -> None:
+    file = tmp_path / "quiz.jsonl"
+    rows = [{"question": f"q{n}", "options": OPTIONS, "answer": gold} for n, gold in enumerate(["B", "nan", "B"])]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = recipe_of(benchmarks=[{"name": "quiz", "path": str(file)}], modes=["think", "no_think"])
+    run = started(tmp_path / "r", recipe)
+    found = evaluate(recipe, run, Knowing({}))
+    for entry in found["benchmarks"]:
+        assert (entry["n"], entry["right"], entry["none"]) == (3, 2, 1)
+        assert entry["accuracy"] == pytest.approx(2 / 3)
+        assert entry["unscorable"]["n"] == 1
+        assert "nan" in next(iter(entry["unscorable"]["reasons"]))
+        assert (entry["stop_rate"], entry["errors"]) == (1.0, 0)
+    before = run.samples()
+    assert evaluate(recipe, run, Knowing({})) == found  # nothing is asked or written twice
+    assert run.samples() == before
+
+
+def test_stored_answers_are_judged_again_without_asking(tmp_path: Path) -> None:
+    recipe = recipe_of(modes=["think", "no_think"])
+    run = started(tmp_path / "r", recipe)
+    with run.recording():
+        first = evaluate(recipe, run, Knowing({}), benchmarks={"quiz": [listed("q1"), listed("q2", "C")]})
+    rows = run.samples()
+    (run.path / "samples.jsonl").write_text(
+        "".join(json.dumps({**row, "outcome": "wrong", "extracted": None}) + "\n" for row in rows), encoding="utf-8"
+    )
+    again = rescore(run)
+    assert again["benchmarks"] == first["benchmarks"]
+    assert run.samples() == rows
+
+
+def test_loops_and_languages_are_measured() -> None:
+    assert repetition("发热三天，咳嗽，先查血常规，再看胸片，注意休息，多喝水，按时复诊。") == 0.0
+    assert repetition("我不知道。" * 60) > 0.9
+    assert language_match("头痛三天怎么办？", "建议先测血压，再去门诊。") is True
+    assert language_match("头痛三天怎么办？", "You should measure your blood pressure first.") is False
+    assert language_match("头痛三天怎么办？", "B") is None

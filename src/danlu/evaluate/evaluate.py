@@ -1,111 +1,302 @@
-"""The eval stage: ask every benchmark question, verify each answer, write rows as they come and one report.
+"""The eval stage: ask every question in every mode, judge each answer, write rows as they come and one report.
 
 Every question counts in every denominator: a completion that the generator failed to give is a row with finish
-"error". A generator that raises ends the run; what it gave before is kept, and a resumed run asks only what is
-missing (rows that ended in an error are asked again).
+"error", and a row of the source without a usable gold answer is a row with the outcome "none" that names the reason.
+A generator that raises ends the run; what it gave before is kept, and a resumed run asks only what is missing (rows
+that ended in an error are asked again). Rows are streamed: texts live in samples.jsonl, not in memory.
 Not covered: with a temperature a resumed run need not draw what an uninterrupted one would have drawn, because the
 draws depend on the row's place in the list that is generated.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections import Counter
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from danlu import display
 from danlu.data.prepare import benchmarks as load_benchmarks
+from danlu.data.sources import Reject
 from danlu.domains import Domain
 from danlu.errors import DanluError
-from danlu.evaluate.score import Row, scored_row, summarise
+from danlu.evaluate.describe import language_match, repetition
+from danlu.evaluate.items import PROMPTS, Item, items_of, messages_of, named
+from danlu.evaluate.score import Row, sample_of, scored_row, summarise
 from danlu.generate import Generator, Sampling
-from danlu.recipe import Recipe
-from danlu.records import Completion, Message, Sample
+from danlu.recipe import Eval, Mode, Recipe
+from danlu.records import Completion, Sample, Score
 from danlu.rewards.verify import VERSION, verify
-from danlu.run import Run, write_json
+from danlu.run import Run, iter_jsonl, write_json
 
 Benchmarks = dict[str, list[Sample]]
-REPORT_VERSION = 1
+Rejected = dict[str, list[Reject]]
+Key = tuple[str, str, int]  # benchmark, id, shuffle
+REPORT_VERSION = 2
+TEXTS = ("question", "output", "answer", "options", "aliases", "distractors", "target")  # not kept in memory
 
 
-def benchmarks_of(recipe: Recipe, domain: Domain | None) -> Benchmarks:
-    """The rows of `recipe.eval.benchmarks` by name; rows without a usable question and gold are named in a warning."""
-    found: Benchmarks = {}
-    for name, loaded in load_benchmarks(recipe, domain).items():
+def benchmarks_of(recipe: Recipe, domain: Domain | None) -> tuple[Benchmarks, Rejected]:
+    """The questions of the recipe by benchmark, and the source's rows that have no usable question or gold."""
+    found = load_benchmarks(recipe, domain)
+    for name, loaded in found.items():
         if loaded.rejected:
             first = loaded.rejected[0]
             display.warn(
-                f"benchmark {name}: {len(loaded.rejected)} rows cannot be scored and are left out"
+                f"benchmark {name}: {len(loaded.rejected)} rows cannot be scored and count as not answered"
                 f" (the first: {first.origin} line {first.line}: {first.reason})"
             )
-        found[name] = loaded.rows
-    return found
+    return {name: loaded.rows for name, loaded in found.items()}, {name: own.rejected for name, own in found.items()}
 
 
-def evaluate(recipe: Recipe, run: Run, generator: Generator, *, benchmarks: Benchmarks | None = None) -> dict[str, Any]:
+def evaluate(
+    recipe: Recipe,
+    run: Run,
+    generator: Generator,
+    *,
+    benchmarks: Benchmarks | None = None,
+    rejected: Rejected | None = None,
+    leaked: Collection[tuple[str, str]] | None = None,
+) -> dict[str, Any]:
     """Evaluate `generator` on the benchmarks (default: the recipe's) inside `run`; the report.
 
+    `leaked`: (benchmark, id) of questions that training rows hold, where that is known; rows then say so.
     Writes samples.jsonl, artifact/report.json and artifact/scores.jsonl. DanluError for no questions, a question
     without a target, or an id that occurs twice in a benchmark.
     """
     if benchmarks is None:
         from danlu.domains import load
 
-        benchmarks = benchmarks_of(recipe, load(recipe.domain))
+        benchmarks, rejected = benchmarks_of(recipe, load(recipe.domain))
     _check(benchmarks)
     settings = recipe.eval
-    items = [(name, sample) for name, samples in benchmarks.items() for sample in samples]
+    items = [item for name, samples in benchmarks.items() for item in items_of(name, samples, settings)]
     done = _resumed(run, settings.samples)
-    todo = [(name, sample) for name, sample in items if (name, sample.id) not in done]
-    sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.samples, settings.seed)
-    kept = run.samples()
-    right, answers = sum(row["outcome"] == "right" for row in kept), len(kept)
+    _write_unscorable(run, rejected or {}, settings, done)
+    todo = [item for item in items if item.key not in done]
+    tally = Counter(row["outcome"] == "right" for row in _stored(run))
     with display.task(f"eval {generator.name}", len(items)) as progress:
         progress.advance(len(items) - len(todo))
-        answered: set[int] = set()
-        for index, completions in generator.generate([_prompt(s, settings.system) for _, s in todo], sampling):
-            rows = _rows(*todo[index], completions, settings.samples)
+        for item, completions in _answers(generator, todo, settings):
+            rows = _rows(item, completions, settings, generator, leaked)
             run.write_samples(rows)
-            answered.add(index)
-            right, answers = right + sum(row["outcome"] == "right" for row in rows), answers + len(rows)
-            progress.advance(1, accuracy=right / answers)
-        for index in sorted(set(range(len(todo))) - answered):
-            run.write_samples(_rows(*todo[index], [], settings.samples))
-    found = report(run.samples(), benchmarks, seed=settings.seed)
+            tally.update(row["outcome"] == "right" for row in rows)
+            progress.advance(1, accuracy=tally[True] / tally.total())
+    briefs = list(_stored(run))
+    found = report(briefs, benchmarks, settings)
     found["generator"] = generator.name
     found["settings"] = {
         **settings.model_dump(mode="json", exclude={"benchmarks", "batch"}),
         "think": generator.think.style,
         "verifier": VERSION,
+        "prompts": _prompt_hash(items, settings.system),
     }
-    errors = sum(row["finish"] == "error" for row in run.samples())
+    errors = sum(row["finish"] == "error" for row in briefs if not row.get("unscorable"))
     if errors:
         display.warn(f"{errors} answers failed to generate; they count as not answered")
-    with run.delivering() as staged:
-        write_json(staged / "report.json", found)
-        lines = [json.dumps(_brief(row), ensure_ascii=False) for row in run.samples()]
-        (staged / "scores.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    figures = ("n", "accuracy", "ci")
-    run.record(benchmarks={entry["name"]: {key: entry[key] for key in figures} for entry in found["benchmarks"]})
+    _deliver(run, found, briefs)
     return found
 
 
-def report(rows: list[Row], benchmarks: Benchmarks, seed: int = 0) -> dict[str, Any]:
-    """The figures of an evaluation: for every benchmark, and inside it for every task and every split."""
-    entries = []
-    for name, samples in benchmarks.items():
-        place = {sample.id: i for i, sample in enumerate(samples)}
-        own = sorted(
-            (row for row in rows if row["benchmark"] == name), key=lambda row: (place[row["id"]], row["index"])
-        )
-        entry = {"name": name, **summarise(own, seed)}
-        for plural, field in (("tasks", "task"), ("splits", "split")):
-            groups = list(dict.fromkeys(row[field] for row in own if row.get(field) is not None))
-            entry[plural] = [
-                {"name": group, **summarise([row for row in own if row.get(field) == group], seed)} for group in groups
+def rescore(run: Run) -> dict[str, Any]:
+    """Judge the stored answers of an evaluation again, with today's rules, and write its report anew."""
+    path = run.path / "samples.jsonl"
+    if not path.is_file():
+        raise DanluError(f"{run.path} holds no answers", "only an evaluation can be scored again")
+    staged = path.with_suffix(".tmp")
+    with staged.open("w", encoding="utf-8") as file:
+        for row in iter_jsonl(run.path / "samples.jsonl"):
+            if not row.get("unscorable"):
+                known = {"rule": row["rule"]} if "rule" in row else {}
+                sample = sample_of(row)
+                sample = Sample(**{**_fields(sample), "meta": known})
+                completion = Completion(row["output"], "", row["answer"], row["finish"], row["well_formed"])
+                row |= scored_row(verdict_of(sample, completion), completion)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(staged, path)
+    recipe = Recipe.model_validate(run.config())
+    briefs = list(_stored(run))
+    names = list(dict.fromkeys(row["benchmark"].partition("@")[0] for row in briefs))
+    found = report(briefs, {name: [] for name in names}, recipe.eval)
+    stored = json.loads((run.artifact / "report.json").read_text(encoding="utf-8"))
+    found["generator"] = stored.get("generator")
+    found["settings"] = {**stored.get("settings", {}), "verifier": VERSION}
+    _deliver(run, found, briefs)
+    return found
+
+
+def _fields(sample: Sample) -> dict[str, Any]:
+    return {name: getattr(sample, name) for name in Sample.__slots__}
+
+
+# ---- asking
+
+
+def _answers(generator: Any, todo: list[Item], settings: Eval) -> Iterator[tuple[Item, list[Completion]]]:
+    """Every item with its completions (fewer than asked for where the generator failed), mode by mode."""
+    sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.samples, settings.seed)
+    for mode in settings.modes:
+        own = [item for item in todo if item.mode == mode]
+        if not own:
+            continue
+        _set_thinking(generator, mode)
+        prompts = [messages_of(item, settings.system) for item in own]
+        if mode == "loglikelihood":
+            choose = getattr(generator, "choose", None)
+            if choose is None:
+                raise DanluError(
+                    f"mode loglikelihood needs local weights; {generator.name} only writes",
+                    "leave it out of eval.modes",
+                )
+            letters = [list(item.sample.options) for item in own]
+            for index, letter in choose(prompts, letters):
+                yield own[index], [Completion(letter, "", letter, "stop", True)]
+            continue
+        answered: set[int] = set()
+        for index, completions in generator.generate(prompts, sampling):
+            answered.add(index)
+            yield own[index], completions
+        for index in sorted(set(range(len(own))) - answered):
+            yield own[index], []
+    _set_thinking(generator, "think")
+
+
+def _set_thinking(generator: Any, mode: Mode) -> None:
+    if hasattr(generator, "thinking"):
+        generator.thinking = mode == "think"
+
+
+def verdict_of(sample: Sample, completion: Completion) -> Score:
+    """The verdict on one completion: by the rule of a safety probe, else against the gold answer."""
+    return verify(sample, completion)
+
+
+def _rows(
+    item: Item,
+    completions: list[Completion],
+    settings: Eval,
+    generator: Any,
+    leaked: Collection[tuple[str, str]] | None,
+) -> list[Row]:
+    failed = Completion("", "", "", "error", False)
+    padded = [*completions[: settings.samples], *[failed] * (settings.samples - len(completions))]
+    if item.mode == "loglikelihood":
+        padded = padded[:1]
+    return [_row(item, i, completion, settings, generator, leaked) for i, completion in enumerate(padded)]
+
+
+def _row(
+    item: Item,
+    index: int,
+    completion: Completion,
+    settings: Eval,
+    generator: Any,
+    leaked: Collection[tuple[str, str]] | None,
+) -> Row:
+    sample = item.sample
+    known = {"options": sample.options, "aliases": list(sample.aliases), "distractors": list(sample.distractors)}
+    subject = sample.meta.get("subject") or sample.meta.get("subject_name")
+    row: Row = {
+        "benchmark": item.benchmark,
+        "id": sample.id,
+        "index": item.shuffle * settings.samples + index,
+        "question": sample.question,
+        "target": sample.target,
+        **{key: value for key, value in known.items() if value},
+        "task": sample.meta.get("task"),
+        "split": sample.meta.get("split"),
+        "output": completion.text,
+        "answer": completion.answer,
+        "reasoning_length": len(completion.reasoning),
+        "answer_length": len(completion.answer),
+        **scored_row(verdict_of(sample, completion), completion),
+        "tokens": len(completion.tokens),
+        "repetition": repetition(completion.text),
+    }
+    more: Row = {
+        "mode": item.mode if item.mode != "think" else None,
+        "shuffle": item.shuffle or None,
+        "chosen": _published(row["extracted"], item.letters) if item.shuffle or settings.shuffles else None,
+        "subject": str(subject) if subject else None,
+        "language": sample.meta.get("language"),
+        "language_match": language_match(sample.question, completion.answer) if item.mode == "think" else None,
+        "leaked": (item.benchmark.partition("@")[0], sample.id) in leaked if leaked is not None else None,
+        "budgets": _budgets(sample, completion, settings, generator),
+        "rule": sample.meta.get("rule"),
+    }
+    if item.mode != "think":  # nothing is to be opened or closed: an answer is all the format there is
+        row["well_formed"] = completion.finish == "stop" and bool(completion.answer.strip())
+    return row | {key: value for key, value in more.items() if value is not None}
+
+
+def _published(extracted: str | None, letters: dict[str, str] | None) -> str | None:
+    """The chosen letters as the source has them."""
+    if extracted is None or letters is None:
+        return extracted
+    return "".join(sorted(letters.get(letter, letter) for letter in extracted))
+
+
+def _budgets(sample: Sample, completion: Completion, settings: Eval, generator: Any) -> dict[str, str] | None:
+    """Outcome if the completion had been cut at each budget; None where the generator cannot cut."""
+    cut = getattr(generator, "cut", None)
+    if not settings.budgets or cut is None or not completion.tokens:
+        return None
+    found: dict[str, str] = {}
+    for budget in settings.budgets:
+        shorter = completion if len(completion.tokens) <= budget else cut(completion, budget)
+        found[str(budget)] = verdict_of(sample, shorter).outcome
+    return found
+
+
+def _write_unscorable(run: Run, rejected: Rejected, settings: Eval, done: set[Key]) -> None:
+    """Rows of the source without a usable gold: counted as not answered, in every mode."""
+    for name, rejects in rejected.items():
+        for mode in settings.modes:
+            rows = [
+                {
+                    "benchmark": named(name, mode),
+                    "id": f"{reject.origin} line {reject.line}",
+                    "index": 0,
+                    "question": reject.row_excerpt,
+                    "target": None,
+                    "output": "",
+                    "answer": "",
+                    "outcome": "none",
+                    "extracted": None,
+                    "how": f"cannot be scored: {reject.reason}",
+                    "finish": "error",
+                    "well_formed": False,
+                    "tokens": 0,
+                    "unscorable": True,
+                }
+                for reject in rejects
             ]
-        entries.append(entry)
-    return {"schema_version": REPORT_VERSION, "benchmarks": entries}
+            run.write_samples([row for row in rows if (row["benchmark"], row["id"], 0) not in done])
+
+
+# ---- rows on disk
+
+
+def _stored(run: Run) -> Iterator[Row]:
+    """The rows of samples.jsonl without their texts."""
+    for row in iter_jsonl(run.path / "samples.jsonl"):
+        yield {key: value for key, value in row.items() if key not in TEXTS}
+
+
+def _resumed(run: Run, samples: int) -> set[Key]:
+    """Items that are fully answered already; rows of others are taken out of samples.jsonl."""
+    good: Counter[Key] = Counter()
+    wanted: dict[Key, int] = {}
+    for row in _stored(run):
+        key = (row["benchmark"], row["id"], row.get("shuffle", 0))
+        wanted[key] = 1 if row.get("unscorable") or row.get("mode") == "loglikelihood" else samples
+        good[key] += row["finish"] != "error" or bool(row.get("unscorable"))
+    done = {key for key, count in good.items() if count == wanted[key]}
+    if wanted:
+        run.truncate("samples.jsonl", lambda row: (row["benchmark"], row["id"], row.get("shuffle", 0)) in done)
+    return done
 
 
 def _check(benchmarks: Benchmarks) -> None:
@@ -120,49 +311,100 @@ def _check(benchmarks: Benchmarks) -> None:
                 raise DanluError(f"benchmark {name}: {sample.id} has no target", "give every question a gold answer")
 
 
-def _prompt(sample: Sample, system: str | None) -> tuple[Message, ...]:
-    if not system or sample.messages[0]["role"] == "system":
-        return sample.messages
-    return ({"role": "system", "content": system}, *sample.messages)
+def _prompt_hash(items: list[Item], system: str | None) -> str:
+    """Hash of every chat that was asked, and of the frozen wordings."""
+    found = hashlib.sha256(repr(PROMPTS).encode())
+    for item in items:
+        asked = json.dumps(messages_of(item, system), ensure_ascii=False)
+        found.update(f"{item.benchmark}\x1f{item.sample.id}\x1f{asked}\x1e".encode("utf-8", "surrogatepass"))
+    return found.hexdigest()[:16]
 
 
-def _resumed(run: Run, samples: int) -> set[tuple[str, str]]:
-    """Questions that are fully answered already; rows of others are taken out of samples.jsonl."""
-    rows = run.samples()
-    if not rows:
-        return set()
-    good = Counter((row["benchmark"], row["id"]) for row in rows if row["finish"] != "error")
-    done = {key for key, count in good.items() if count == samples}
-    run.truncate("samples.jsonl", lambda row: (row["benchmark"], row["id"]) in done)
-    return done
-
-
-def _rows(benchmark: str, sample: Sample, completions: list[Completion], samples: int) -> list[Row]:
-    failed = Completion("", "", "", "error", False)
-    padded = [*completions[:samples], *[failed] * (samples - len(completions))]
-    known = {"options": sample.options, "aliases": list(sample.aliases), "distractors": list(sample.distractors)}
-    return [
-        {
-            "benchmark": benchmark,
-            "id": sample.id,
-            "index": index,
-            "question": sample.question,
-            "target": sample.target,
-            **{key: value for key, value in known.items() if value},
-            "task": sample.meta.get("task"),
-            "split": sample.meta.get("split"),
-            "output": completion.text,
-            "answer": completion.answer,
-            "reasoning_length": len(completion.reasoning),
-            "answer_length": len(completion.answer),
-            **scored_row(verify(sample, completion), completion),
-            "tokens": len(completion.tokens),
-        }
-        for index, completion in enumerate(padded)
-    ]
+def _deliver(run: Run, found: dict[str, Any], briefs: list[Row]) -> None:
+    with run.delivering() as staged:
+        write_json(staged / "report.json", found)
+        lines = [json.dumps(_brief(row), ensure_ascii=False) for row in briefs]
+        (staged / "scores.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    figures = ("n", "accuracy", "ci")
+    run.record(benchmarks={entry["name"]: {key: entry[key] for key in figures} for entry in found["benchmarks"]})
 
 
 def _brief(row: Row) -> Row:
-    """What a comparison needs of a row, without the texts."""
-    names = ("benchmark", "id", "index", "task", "split", "extracted", "outcome", "how", "finish", "well_formed")
-    return {name: row[name] for name in names if row.get(name) is not None}
+    """What a comparison needs of a row, without the texts and what only this run's report uses."""
+    dropped = ("reasoning_length", "answer_length", "rule", "budgets", "chosen")
+    return {key: value for key, value in row.items() if key not in dropped and value is not None}
+
+
+# ---- the report
+
+
+def report(rows: list[Row], benchmarks: Benchmarks, settings: Eval) -> dict[str, Any]:
+    """The figures of an evaluation: for every benchmark and mode, and inside it for every task, split and subject."""
+    place = {sample.id: i for samples in benchmarks.values() for i, sample in enumerate(samples)}
+    entries = []
+    for name in benchmarks:
+        for mode in settings.modes:
+            every = [row for row in rows if row["benchmark"] == named(name, mode)]
+            if not every:
+                continue
+            every.sort(key=lambda row: (place.get(row["id"], len(place)), row["id"], row["index"]))
+            own = [row for row in every if not row.get("shuffle")]
+            entry = {"name": named(name, mode), **summarise(own, settings.seed)}
+            for plural, field in (("tasks", "task"), ("splits", "split"), ("subjects", "subject")):
+                groups = list(dict.fromkeys(row[field] for row in own if row.get(field) is not None))
+                entry[plural] = [
+                    {"name": group, **summarise([row for row in own if row.get(field) == group], settings.seed)}
+                    for group in groups
+                ]
+            unscorable = Counter(row["how"] for row in own if row.get("unscorable"))
+            if unscorable:
+                entry["unscorable"] = {"n": unscorable.total(), "reasons": dict(unscorable.most_common(5))}
+            if any("leaked" in row for row in own):
+                clean = [row for row in own if not row.get("leaked")]
+                entry["leaked"] = len({row["id"] for row in own if row.get("leaked")})
+                entry["without_leaked"] = summarise(clean, settings.seed)
+            entry |= {"budgets": _curve(own)} if any("budgets" in row for row in own) else {}
+            entry |= {"shuffles": _orders(every)} if any(row.get("shuffle") for row in every) else {}
+            entries.append(entry)
+    return {"schema_version": REPORT_VERSION, "benchmarks": entries}
+
+
+def _curve(rows: list[Row]) -> list[dict[str, Any]]:
+    """Accuracy at each token budget, from the same answers."""
+    known = [row for row in rows if "budgets" in row]
+    budgets = sorted({int(budget) for row in known for budget in row["budgets"]})
+    return [
+        {
+            "tokens": budget,
+            "accuracy": sum(row["budgets"][str(budget)] == "right" for row in known) / len(rows),
+            "truncated": sum(row["budgets"][str(budget)] == "truncated" for row in known) / len(rows),
+        }
+        for budget in budgets
+    ]
+
+
+def _orders(rows: list[Row]) -> dict[str, Any]:
+    """What the order of the options changes: accuracy over all orders, consistency, and bias towards a letter.
+
+    `consistency`: share of shuffled questions whose chosen option is the same in every order (a question without an
+    answer in one of them is not). `letters`: how often each letter was chosen, over questions that state one letter.
+    """
+    shuffled = {row["id"] for row in rows if row.get("shuffle")}
+    asked: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["id"] in shuffled:
+            asked.setdefault(row["id"], []).append(row)
+    letters = Counter(row["extracted"] for own in asked.values() for row in own if len(row["extracted"] or "") == 1)
+    answers = [row for own in asked.values() for row in own]
+    return {
+        "questions": len(asked),
+        "orders": 1 + max(row.get("shuffle", 0) for row in rows),
+        "accuracy": sum(row["outcome"] == "right" for row in answers) / len(answers),
+        "consistency": sum(_consistent(own) for own in asked.values()) / len(asked),
+        "letters": {letter: round(count / letters.total(), 4) for letter, count in sorted(letters.items())},
+    }
+
+
+def _consistent(rows: list[Row]) -> bool:
+    chosen = {row.get("chosen") for row in rows}
+    return len(chosen) == 1 and None not in chosen

@@ -1,7 +1,8 @@
 """Scores of answers that exist already, and the one way every set of scores is summed up.
 
-A row needs `id`, `target` and `output` (what the model wrote); `options`, `aliases`, `distractors` and `finish` are
-read where present, so the samples.jsonl of an evaluation can be scored again. Every row counts in the denominator.
+A row needs `id`, the gold as `target` (or `answer`) and `output` (what the model wrote); `options`, `aliases`,
+`distractors` and `finish` (or `finish_reason`) are read where present, so the samples.jsonl of an evaluation can be
+scored again. Every row counts in the denominator.
 
 Departure: for several answers to a question the accuracy is avg@k with an interval bootstrapped over questions, since
 answers to one question are not independent.
@@ -47,13 +48,26 @@ def summarise(rows: list[Row], seed: int = 0) -> dict[str, Any]:
         majority = sum(_majority_is_right(group) for group in questions.values())
         found |= {"answers": answers, "samples": max(map(len, questions.values()))}
         found["majority"] = {"accuracy": majority / n, "ci": list(wilson(majority, n))}
-    if answers and all("well_formed" in row for row in rows):
-        found["format_rate"] = sum(bool(row["well_formed"]) for row in rows) / answers
-    if answers and all("finish" in row for row in rows):
-        found["stop_rate"] = sum(row["finish"] == "stop" for row in rows) / answers
+    return found | _rates([row for row in rows if not row.get("unscorable")])
+
+
+def _rates(rows: list[Row]) -> dict[str, Any]:
+    """Means over the answers that were really asked for, of what every one of them knows."""
+    found: dict[str, Any] = {}
+    names = {
+        "format_rate": ("well_formed", bool),
+        "stop_rate": ("finish", lambda value: value == "stop"),
+        "mean_tokens": ("tokens", float),
+        "repetition": ("repetition", float),
+    }
+    for name, (field, value) in names.items():
+        if rows and all(field in row for row in rows):
+            found[name] = sum(value(row[field]) for row in rows) / len(rows)
+    if rows and all("finish" in row for row in rows):
         found["errors"] = sum(row["finish"] == "error" for row in rows)
-    if answers and all("tokens" in row for row in rows):
-        found["mean_tokens"] = sum(row["tokens"] for row in rows) / answers
+    spoken = [row["language_match"] for row in rows if row.get("language_match") is not None]
+    if spoken:
+        found["language_match"] = sum(spoken) / len(spoken)
     return found
 
 
@@ -74,10 +88,11 @@ def score(rows: Iterable[Row]) -> dict[str, Any]:
     """
     scored: list[Row] = []
     seen: set[tuple[Any, ...]] = set()
-    for number, row in enumerate(rows, 1):
+    for number, given in enumerate(rows, 1):
+        row = _our_names(given)
         missing = [key for key in ("id", "target", "output") if row.get(key) is None]
         if missing:
-            hint = "each row is {id, target, output} with options, aliases, distractors and finish where known"
+            hint = "each row is {id, question, answer, output} with options, aliases, distractors and finish_reason"
             raise DanluError(f"row {number} has no {' and no '.join(missing)}", hint)
         key = (row.get("benchmark"), str(row["id"]), row.get("index", 0))
         if key in seen:
@@ -90,6 +105,15 @@ def score(rows: Iterable[Row]) -> dict[str, Any]:
     several = len({row.get("benchmark") for row in scored}) > 1
     unique = [{**row, "id": f"{row.get('benchmark')}/{row['id']}"} for row in scored] if several else scored
     return {"summary": summarise(unique), "rows": scored}
+
+
+def _our_names(row: Row) -> Row:
+    """The row with `target` and `finish`, where it calls them `answer` (the gold) and `finish_reason`."""
+    if row.get("target") is None and row.get("answer") is not None:
+        row = {**{key: value for key, value in row.items() if key != "answer"}, "target": row["answer"]}
+    if "finish" not in row and row.get("finish_reason") is not None:
+        row = {**row, "finish": row["finish_reason"] if row["finish_reason"] in ("stop", "length") else "error"}
+    return row
 
 
 def scored_row(found: Score, completion: Completion) -> Row:

@@ -14,6 +14,7 @@ import torch
 
 from danlu.data.encode import encode
 from danlu.data.render import prompt_text
+from danlu.errors import DanluError
 from danlu.generate import Sampling
 from danlu.models.decoder import Decoded, decode, plain_lora, snapshot, supports
 from danlu.models.load import Loaded
@@ -79,6 +80,39 @@ class LocalGenerator:
             tokens=tuple(decoded.tokens),
             logprobs=tuple(decoded.logprobs),
         )
+
+    def cut(self, completion: Completion, tokens: int) -> Completion:
+        """The completion as it would be, had the limit been `tokens`."""
+        return self.completion(Decoded(list(completion.tokens[:tokens]), [], False))
+
+    @torch.no_grad()
+    def choose(
+        self, prompts: Sequence[Sequence[Message]], letters: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, str]]:
+        """(index of the prompt, the one of its letters that the model finds likeliest as the next token).
+
+        DanluError when two letters begin with the same token.
+        """
+        tokenizer, model = self.loaded.tokenizer, self.loaded.model
+        plain = model.get_base_model() if hasattr(model, "peft_config") else model
+        first = {letter: encode(tokenizer, [letter])[0][0] for own in letters for letter in own}
+        if len(set(first.values())) < len(first):
+            raise DanluError("this tokenizer has no token of its own for each option letter", "leave out loglikelihood")
+        texts = [prompt_text(tokenizer, self.think, list(chat), thinking=self.thinking) for chat in prompts]
+        ids = encode(tokenizer, texts)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        model.eval()
+        for at in range(0, len(order), self.batch):
+            part = order[at : at + self.batch]
+            sizes = torch.tensor([len(ids[i]) for i in part], device=model.device)
+            batch = torch.full((len(part), int(sizes.max())), tokenizer.pad_token_id, device=model.device)
+            for row, i in enumerate(part):  # padded on the right: causal attention needs no mask
+                batch[row, : len(ids[i])] = torch.as_tensor(ids[i], dtype=torch.long)
+            hidden = plain.get_decoder()(input_ids=batch, use_cache=False).last_hidden_state
+            last = hidden[torch.arange(len(part), device=model.device), sizes - 1]
+            scores = plain.get_output_embeddings()(last).float().cpu()  # what heads do on top keeps their order
+            for row, i in enumerate(part):
+                yield i, max(letters[i], key=lambda letter: float(scores[row, int(first[letter])]))
 
     def chat_stream(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Iterator[tuple[str, str]]:
         """("reasoning" | "answer", text) of one answer; the parts come when they are whole."""
