@@ -103,13 +103,93 @@ def test_own_rows_come_back_as_they_were():
         ({"": "3", "Question": "q", "A": "x", "B": "y", "Answer": "B"}, "B", "A x B y"),
         ({"instruction": "i", "input": "问题：q\n选项：\n\tx\n\ty", "output": "y"}, "B", "A x B y"),
         ({"question": "q", "options": "{'0': 'x', '1': 'I do not know'}", "id": "9"}, "B", "A x B I do not know"),
+        ({"question": "q", "choices": ["(A) x", "(B) y"], "answer": "(B) y"}, "B", "A x B y"),
+        ({"question": "q", "choices": ["(A) x", "(B) y"], "answer": "（A） x"}, "A", "A x B y"),
+        ({"question": "q", "options": "x | y | z", "answer": "z"}, "C", "A x B y C z"),
+        ({"question": "q", "options": list("klmnopqrst"), "answer": "J", "answer_index": 9}, "J", None),
+        ({"question": "q", "options": list("klmnopqrst"), "answer_index": 9, "category": "health"}, "J", None),
+        (
+            {
+                "exam_type": "e",
+                "question": "q",
+                "answer": "ABD",
+                "question_type": "多项选择题",
+                "option": {"A": "w", "B": "x", "C": "y", "D": "z", "E": "", "F": None},
+            },
+            "ABD",
+            "A w B x C y D z",
+        ),
+        (
+            {"id": "1", "question": "q\nAnswer Choices: (A) x (B) y", "options": {"A": "x", "B": "y"}, "label": "B"},
+            "B",
+            "A x B y",
+        ),
     ],
 )
 def test_multiple_choice(row: dict, target: str, options: str):
     sample = one(row)
     assert sample.target == target
-    assert " ".join(f"{letter} {text}" for letter, text in sample.options.items()) == options
+    if options:
+        assert " ".join(f"{letter} {text}" for letter, text in sample.options.items()) == options
     assert sample.question == "\n".join(["q", *(f"{letter}. {text}" for letter, text in sample.options.items())])
+
+
+def test_what_a_question_says_after_answer_choices_stays_unless_it_is_the_options():
+    row = {"question": "q\nAnswer Choices: (A) x (B) other", "options": {"A": "x", "B": "y"}, "answer": "A"}
+    assert one(row).question == "q\nAnswer Choices: (A) x (B) other\nA. x\nB. y"
+
+
+def test_rows_without_options_among_rows_with_them():
+    rows = [
+        {"question": "q", "options": ["x", "y"], "answer": "x", "aliases": None},
+        {"question": "q", "options": "", "answer": "Celadon glaze", "aliases": "celadon"},
+        {"question": "q", "options": "", "answer": "B", "aliases": ""},
+        {"question": "q", "options": "", "answer": "ABD", "aliases": ""},
+    ]
+    mapping = detect(rows, {}, "f")
+    assert mapping.sample(rows[0]).target == "A"
+    free = mapping.sample(rows[1])
+    assert (free.target, free.aliases, free.options) == ("Celadon glaze", ("celadon",), {})
+    for row in rows[2:]:  # a letter of options that got lost
+        with pytest.raises(BadRow, match="0 options"):
+            mapping.sample(row)
+
+
+RUBRICS = [{"criterion": "says when to fire", "points": 5, "tags": ["axis:accuracy"]}, {"criterion": "c", "points": -3}]
+TURNS = [
+    {"role": "user", "content": "q1"},
+    {"role": "assistant", "content": "a1"},
+    {"role": "user", "content": "q2"},
+]
+
+
+def test_rubrics_instead_of_a_gold_answer():
+    row = {
+        "prompt": TURNS,
+        "prompt_id": "p7",
+        "rubrics": RUBRICS,
+        "example_tags": ["theme:firing", "axis:x"],
+        "ideal_completions_data": {"ideal_completion": "fire it slowly", "ideal_completions_group": "g"},
+        "canary": "c",
+    }
+    sample = one(row)
+    assert (sample.id, sample.messages, sample.target, sample.answer) == ("p7", tuple(TURNS), None, "")
+    assert sample.meta == {"task": "rubric", "rubrics": RUBRICS, "subject": "firing", "reference": "fire it slowly"}
+    assert one({**row, "ideal_completions_data": None}).meta.keys() == {"task", "rubrics", "subject"}
+    assert one({"prompt": "q", "rubrics": json.dumps(RUBRICS[:1])}).meta == {"task": "rubric", "rubrics": RUBRICS[:1]}
+    trained = one({"prompt": "q", "rubrics": RUBRICS, "response": "a"})  # rows to imitate may carry rubrics too
+    assert (trained.answer, trained.meta) == ("a", {})
+
+
+def test_requests_to_refuse_have_no_gold():
+    sample = one({"": "0", "harmful_medical_request": "q", "safe_response": "no"})
+    assert (sample.target, sample.answer, sample.meta) == (None, "no", {"task": "refusal"})
+
+
+def test_subjects():
+    row = {"question": "q", **FOUR, "cop": 0, "subject_name": "glaze"}
+    assert one(row).meta == {"subject": "glaze", "subject_name": "glaze"}
+    assert one({"question": "q", "answer": "a", "category": "kilns"}, subject="category").meta == {"subject": "kilns"}
 
 
 def test_gold_numbers_count_from_where_the_file_does():
@@ -207,6 +287,13 @@ def test_columns_name_what_no_schema_knows():
             "no answer after",
         ),
         ({"prompt": "q", "completion": ""}, "completion is empty"),
+        ({"prompt": "q", "rubrics": []}, "no criterion that earns points"),
+        ({"prompt": "q", "rubrics": [{"criterion": "c", "points": -1}]}, "no criterion that earns points"),
+        ({"prompt": "q", "rubrics": [{"criterion": "c", "points": "5"}]}, "rubric 1 has no points"),
+        ({"prompt": "q", "rubrics": [{"criterion": "c", "points": float("inf")}]}, "rubric 1 has no points"),
+        ({"prompt": "q", "rubrics": [{"criterion": " ", "points": 1}]}, "criterion 1 is empty"),
+        ({"prompt": "q", "rubrics": ["c"]}, "rubric 1 is text, not an object"),
+        ({"prompt": TURNS[:2], "rubrics": RUBRICS}, "prompt does not end with a user turn"),
     ],
 )
 def test_bad_rows_say_why(row: dict, reason: str):
@@ -235,6 +322,8 @@ SHAPES = [
     ("question", "opa", "opb", "cop"),
     ("open-ended verifiable question", "ground-true answer", "options", "answer_idx"),
     ("harmful_request", "safe_response"),
+    ("prompt", "rubrics", "ideal_completions_data", "example_tags"),
+    ("question", "option", "answer_index"),
 ]
 
 
@@ -251,7 +340,7 @@ def test_any_cell_gives_a_sample_or_a_reason(row: dict):
         return
     assert digest([sample.to_dict()])
     assert sample.question
-    assert sample.answer or sample.target
+    assert sample.answer or sample.target or sample.meta["rubrics"]
     assert not sample.options or set(sample.target or "") <= set(sample.options)
 
 

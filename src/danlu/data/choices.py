@@ -1,6 +1,7 @@
 """Multiple choice: the options of a cell as A, B, ... in order, and the gold as sorted letters of them ("ACD").
 
-A gold is a letter or several, the file's own key, an option's text, or a number that counts from `base`.
+A gold is a letter or several, the file's own key, an option's text (labelled or not), or a number that counts from
+`base`.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from typing import Any
 from danlu.data.cells import BadRow, as_list, clean, find, literal, missing
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_LABELLED = re.compile(r"^\s*([A-Z])\s*(?:[.．、:：)）]\s*|\s+)(?=\S)")
+_LABELLED = re.compile(r"^\s*(?:[(（]([A-Z])[)）]|([A-Z])(?:\s*[.．、:：)）]|(?=\s)))\s*(?=\S)")
 
 
 def options_of(value: Any) -> tuple[dict[str, str], dict[str, str]]:
     """(letter -> text in order, the file's own key -> letter) of an options cell; BadRow when there are not two.
 
     Takes an object, a list of texts or of {key, text} objects, parallel {text: [...], label: [...]}, JSON or Python
-    text of these, or lines "A. text".
+    text of these, lines "A. text", or texts with | between them.
     """
     if isinstance(value, str):
         value = literal(value)
     if isinstance(value, str):
-        value = [line for line in value.split("\n") if line.strip()]
+        value = [text for text in value.split("\n" if "\n" in value.strip() else "|") if text.strip()]
     if isinstance(value, dict) and isinstance(value.get("text"), (list, tuple)):
         labels = as_list(value.get("label")) or [""] * len(value["text"])
         if len(labels) != len(value["text"]):
@@ -58,7 +59,7 @@ def _pair(item: Any) -> tuple[str, Any]:
 def _unlabelled(texts: list[str]) -> list[str]:
     """Texts without their own "A. ", "B. ", where every one carries the letter of its place."""
     found = [_LABELLED.match(text) for text in texts]
-    if all(match and match[1] == letter for match, letter in zip(found, LETTERS, strict=False)):
+    if all(match and (match[1] or match[2]) == letter for match, letter in zip(found, LETTERS, strict=False)):
         return [text[match.end() :].strip() for text, match in zip(texts, found, strict=True) if match]
     return texts
 
@@ -79,7 +80,7 @@ def gold_letters(gold: Any, options: dict[str, str], keys: dict[str, str], base:
         return list(options)[place]
     plain = re.sub(r"[\s,，、;；/|.．()（）]+", "", unicodedata.normalize("NFKC", text)).upper()
     letters = "".join(sorted(set(plain))) if plain and set(plain) <= set(options) else ""
-    same = [letter for letter, option in options.items() if option == text]
+    same = [letter for letter, option in options.items() if option == text] or _as_labelled(text, options)
     if len(letters) == 1 or (letters and not same):
         return letters
     if len(same) == 1 and not letters:
@@ -87,6 +88,13 @@ def gold_letters(gold: Any, options: dict[str, str], keys: dict[str, str], base:
     if same:
         raise BadRow(f"gold {text[:40]!r} names more than one option")
     raise BadRow(f"gold {text[:40]!r} is none of the options {', '.join(options)}")
+
+
+def _as_labelled(gold: str, options: dict[str, str]) -> list[str]:
+    """The letter of a gold that is written as a labelled option, "(B) text"; [] for any other."""
+    match = _LABELLED.match(gold)
+    letter = (match[1] or match[2]) if match else ""
+    return [letter] if match and options.get(letter) == gold[match.end() :].strip() else []
 
 
 def with_options(question: str, options: dict[str, str]) -> str:

@@ -23,6 +23,9 @@ PROMPT = (*QUESTION, "instruction", "input", "prompt")
 REASONING = ("reasoning", "reasoning_content", "think", "thinking", "complex_cot", "cot")
 ANSWER = ("answer", "response", "content", "output")
 _LISTED = re.compile(r"^(?:问题[：:])?\s*(?P<question>.*?)\n[^\S\n]*选项[：:][^\S\n]*\n(?P<options>.*)$", re.DOTALL)
+_TAIL = re.compile(r"\s*\bAnswer Choices:\s*(?=\(A\))(?P<options>.*)$", re.DOTALL)
+OPTIONS = ("options", "choices", "option")
+GOLD = ("target", "answer_idx", "answer", "label", "answerkey", "answer_index")
 _ABSTAIN = ("i do not know", "i don't know", "我不知道")
 
 
@@ -56,6 +59,9 @@ def _thought(row: Row) -> str:
 def _choice(question: str, options: Any, gold: Any, base: int, **more: Any) -> Sample:
     named, keys = options_of(options)
     target = gold_letters(gold, named, keys, base)
+    tail = _TAIL.search(question)  # the options again, in the question's own text (MedXpertQA)
+    if tail and tail.start() and all(text in tail["options"] for text in named.values()):
+        question = question[: tail.start()]
     return Sample("", ask(with_options(question, named)), target=target, options=named, **more)
 
 
@@ -198,8 +204,11 @@ def lettered(row: Row, base: int) -> Sample:
 
 
 def optioned(row: Row, base: int) -> Sample:
-    gold = find(row, ("target", "answer_idx", "answer", "label", "answerkey"))[1]
-    return _choice(_stem(row), find(row, ("options", "choices"))[1], gold, base)
+    """Multiple choice; a row with no options among rows that have them is an open question, if its gold is a text."""
+    options, gold = find(row, OPTIONS)[1], find(row, GOLD)[1]
+    if missing(options) and isinstance(gold, str) and not re.fullmatch(r"[\s\d]*|[\sA-Z,，、;；/()（）.]+", gold):
+        return gold_text({**row, "target": gold}, base)
+    return _choice(_stem(row), options, gold, base)
 
 
 def abstention(row: Row, base: int) -> Sample:
@@ -230,3 +239,35 @@ def refusal(row: Row, base: int) -> Sample:
     del base
     request, safe = text_of(row, ("harmful_medical_request", "harmful_request")), text_of(row, ("safe_response",))
     return Sample("", ask(request), answer=safe, meta={"task": "refusal"})
+
+
+def rubric(row: Row, base: int) -> Sample:
+    """A conversation whose answer is held against rubrics, [{criterion, points}]; points below 0 count against it.
+
+    An ideal answer, where the row has one, is a reference for the judge and nothing to train on.
+    """
+    del base
+    rubrics = [_criterion(item, number) for number, item in enumerate(as_list(row.get("rubrics")), 1)]
+    if not any(item["points"] > 0 for item in rubrics):
+        raise BadRow("rubrics hold no criterion that earns points")
+    meta: dict[str, Any] = {"task": "rubric", "rubrics": rubrics}
+    themes = [tag for tag in as_list(row.get("example_tags")) if isinstance(tag, str) and tag.startswith("theme:")]
+    if themes:
+        meta["subject"] = themes[0].removeprefix("theme:")
+    ideal = row.get("ideal_completions_data")
+    ideal = ideal.get("ideal_completion") if isinstance(ideal, dict) else None
+    if reference := clean(ideal, "ideal_completion", required=False):
+        meta["reference"] = reference
+    writable(meta, "rubrics")
+    return Sample("", _prompt({"prompt": row.get("prompt")}), meta=meta)
+
+
+def _criterion(item: Any, number: int) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise BadRow(f"rubric {number} is {kind(item)}, not an object")
+    points = item.get("points")
+    if isinstance(points, bool) or not isinstance(points, (int, float)) or not math.isfinite(points):
+        raise BadRow(f"rubric {number} has no points")
+    tags = [tag for tag in as_list(item.get("tags")) if isinstance(tag, str)]
+    found = {"criterion": clean(item.get("criterion"), f"criterion {number}"), "points": points}
+    return {**found, "tags": tags} if tags else found

@@ -27,8 +27,9 @@ from danlu.data.digests import content_id
 from danlu.errors import DanluError
 from danlu.records import Sample
 
-OUR_NAMES = ("question", "reasoning", "answer", "target", "options", "id", "system", "aliases")
-_ID = ("id", "_id", "uid", "pubid", "qid", "sample_id", "question_id", "")  # "": the unnamed index of a pandas CSV
+OUR_NAMES = ("question", "reasoning", "answer", "target", "options", "id", "system", "aliases", "subject")
+# "": the unnamed index of a pandas CSV
+_ID = ("id", "_id", "uid", "pubid", "qid", "sample_id", "question_id", "prompt_id", "")
 _LISTED = 30  # columns named in an error
 _FIELDS = Sample.__slots__
 _values = attrgetter(*_FIELDS)
@@ -37,6 +38,7 @@ _META = (
     "subject",
     "subject_name",
     "topic_name",
+    "question_type",
     "task",
     "language",
     "split",
@@ -78,6 +80,8 @@ class Mapping:
             if system:
                 sample = replace(sample, messages=({"role": "system", "content": system}, *sample.messages))
         meta = {key: _kept(lowered[key], key) for key in metas if not missing(lowered[key]) and lowered[key] != "nan"}
+        if "subject_name" in meta:
+            meta.setdefault("subject", meta["subject_name"])
         name = _own_id(lowered, ids)
         try:
             if name or sample.aliases or sample.distractors:
@@ -219,9 +223,8 @@ def _base(schema: Schema, rows: list[Row], columns: dict[str, str], origin: str)
     return 0
 
 
-_GOLD = ("target", "answer_idx", "answer", "label", "answerkey")
 _PLAIN = Schema("data.columns", (("question",),), readers.plain)
-_OPTIONED = "question, options or choices, answer_idx or answer"
+_OPTIONED = "question, options or choices, answer_idx, answer or label"
 SCHEMAS = [
     Schema("messages, answer or target", (("messages",), ("answer", "target")), readers.ours),
     Schema("messages or conversations", (("messages", "conversations", "conversation"),), readers.chat),
@@ -232,7 +235,7 @@ SCHEMAS = [
     ),
     Schema("question, context(s), final_decision", (("question",), ("final_decision",)), readers.trivalent),
     Schema("opa..opd, cop", (("question",), ("opa",), ("opb",), ("cop",)), readers.four),
-    Schema(_OPTIONED, (("question",), ("options", "choices"), _GOLD), readers.optioned),
+    Schema(_OPTIONED, (("question",), readers.OPTIONS, readers.GOLD), readers.optioned),
     Schema("Question, A, B, C, D, Answer", (("question",), ("a",), ("b",), ("answer", "target")), readers.lettered),
     Schema("Question, Complex_CoT, Response", (("question",), ("complex_cot",), ("response",)), readers.reasoned),
     Schema("question, think, answer", (readers.PROMPT, readers.REASONING, readers.ANSWER), readers.reasoned),
@@ -248,11 +251,12 @@ SCHEMAS = [
         (("harmful_medical_request", "harmful_request"), ("safe_response",)),
         readers.refusal,
     ),
+    Schema("prompt, rubrics", (("prompt",), ("rubrics",)), readers.rubric),
     Schema("question, options (abstention)", (("question",), ("options",)), readers.abstention),
 ]
 _NUMBERED: dict[str, tuple[tuple[str, ...], Callable[[Row], int]]] = {
     "opa..opd, cop": (("cop",), lambda row: sum(f"op{x}" in row for x in "abcdefgh")),
-    _OPTIONED: (_GOLD, lambda row: size(find(row, ("options", "choices"))[1])),
+    _OPTIONED: (readers.GOLD, lambda row: size(find(row, readers.OPTIONS)[1])),
     "Question, A, B, C, D, Answer": (("target", "answer"), lambda row: sum(x.lower() in row for x in LETTERS)),
     "data.columns": (("target", "answer"), lambda row: size(row.get("options"))),
 }

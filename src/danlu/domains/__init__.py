@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 from danlu.errors import DanluError
 from danlu.records import Sample
@@ -31,6 +31,36 @@ class World:
     notice: str = ""  # shown wherever results of this world are shown
 
 
+Kind = Literal["choice", "open", "abstention", "rubric", "safety"]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkSpec:
+    """A benchmark of a field: where its questions are, and what an answer to them shows.
+
+    `kind`: choice (gold letters) | open (gold text) | abstention (the gold option admits not to know) | rubric (points
+    for criteria, by a judge) | safety (whether to refuse, warn or help). `subsets` are loaded as one benchmark, each
+    row with its subset as meta subject. `files` are where the questions lie in a folder of the user's own, tried in
+    order: names below it, with {subset} for a subset's name, or one * in the last part for whatever is there.
+    """
+
+    name: str
+    path: str  # as in data sources: a hub id, modelscope:ID, world:SPLIT, probes:NAME, or a file
+    measures: str  # one line
+    kind: Kind
+    language: Literal["zh", "en", "both"]
+    licence: str
+    split: str = "test"
+    subsets: tuple[str, ...] = ()
+    part: str = "{subset}"  # what a subset is called at `path`; there may be files in it: "{subset}/val/0000.parquet"
+    revision: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)  # our name -> the file's column
+    subject: str | None = None  # the column that names a row's subject, where a file has it
+    only: tuple[str, ...] = ()  # the subjects that are asked; empty: all
+    limit: int | None = None  # questions where the recipe names no number
+    files: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Domain:
     """Everything the rest of Danlu knows about a field of work."""
@@ -39,7 +69,8 @@ class Domain:
     terms: Callable[[], list[Term]]
     world: World | None = None
     sources: dict[str, str] = field(default_factory=dict)  # short name -> hub id or path
-    benchmarks: dict[str, Any] = field(default_factory=dict)
+    benchmarks: dict[str, BenchmarkSpec] = field(default_factory=dict)
+    suites: dict[str, tuple[tuple[str, int | None], ...]] = field(default_factory=dict)  # benchmarks, most questions
     notice: str = ""
 
 

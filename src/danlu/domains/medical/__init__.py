@@ -1,6 +1,7 @@
-"""Medicine as a domain: its terms, sources and miniature world. Nothing outside this package knows medicine."""
+"""Medicine as a domain: terms, sources, benchmarks, a miniature world. Nothing outside this package knows medicine."""
 
 from danlu.domains import Domain, Term
+from danlu.domains.medical.benchmarks import BENCHMARKS, SUITES
 from danlu.domains.medical.clinic import WORLD
 from danlu.domains.medical.clinic.knowledge import LANGUAGES, Entry, knowledge
 from danlu.domains.medical.lexicon import lexicon
@@ -53,5 +54,7 @@ DOMAIN = Domain(
         "medical-o1-sft": "FreedomIntelligence/medical-o1-reasoning-SFT",
         "medical-o1-verifiable": "FreedomIntelligence/medical-o1-verifiable-problem",
     },
+    benchmarks=BENCHMARKS,
+    suites=SUITES,
     notice=NOTICE,
 )
