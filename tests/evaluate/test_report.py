@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from danlu.evaluate.report import examples, html, markdown
+from danlu.evaluate.report import examples, html, markdown, side
 
 EVIL = "<script>alert('x')</script> & \"q\""
 STAGE = {"n": 300, "format_rate": 0.9, "stop_rate": 1.0, "seconds": 12.3}
@@ -97,9 +97,11 @@ def test_every_part_may_be_missing(missing: str | None) -> None:
 
 def test_long_outputs_are_cut() -> None:
     item = {"id": "x", "question": "?", "target": "B", "answers": [{"stage": "base", "answer": "y" * 50_000}]}
+    item["answers"][0]["answer"] += "the end"  # type: ignore[index,operator]
     page = html({"examples": [item]})
     assert len(page) < 20_000
-    assert "44,000 more characters" in page
+    assert "44,007 more characters" in page
+    assert "ythe end</div>" in page  # what a model wrote last is what went wrong
 
 
 def test_examples_from_rows() -> None:
@@ -116,6 +118,21 @@ def test_examples_from_rows() -> None:
         {"stage": "after", "reasoning": "hm", "answer": "", "outcome": "none"},
     ]
     assert examples(base, tuned, lost=0, gained=0) == []
+    assert side("x", row("q", "none", "abc", "not in it"))["reasoning"] == ""
+    assert side("x", {"outcome": "none"})["answer"] == ""
+
+
+def test_cells_know_their_column_on_narrow_screens() -> None:
+    attributes = read(html(RESULT)).attributes
+    labels = {value for name, value in attributes if name == "data-label"}
+    assert {"Accuracy", "Questions", "95 % interval", "Verdict"} <= labels
+
+
+def test_characters_that_act_are_written_out() -> None:
+    page = html({"notice": "a\u202eb", "examples": [{"id": "\x1b", "question": "\ud800", "target": "", "answers": []}]})
+    assert "a&lt;U+202E&gt;b" in page
+    assert "&lt;U+001B&gt;" in page
+    page.encode()
 
 
 def test_markdown() -> None:

@@ -1,6 +1,7 @@
 """The report page: one self-contained HTML file (styles and images inside, no script, light and dark), and tables.
 
-Whatever comes from data or from a model is escaped; figures are images, never inlined markup.
+Whatever comes from data or from a model is escaped; figures are images, never inlined markup. On narrow screens every
+row of a table becomes a small card. The page of a comparison (compare_page) is made of the same pieces.
 """
 
 from __future__ import annotations
@@ -10,37 +11,38 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from danlu.data.page import document, visible
 from danlu.evaluate.verdict import p_text, points
 
-MOST_TEXT = 6000  # characters shown of one model output
-_STYLE = """
-:root { color-scheme: light dark; --ink:#1d2329; --quiet:#667079; --line:#e0e4e8; --paper:#fff; --card:#f6f7f9;
-  --good:#0b6b3a; --bad:#b3261e; --blue:#0b4f86 }
-@media (prefers-color-scheme: dark) { :root { --ink:#e6e9ec; --quiet:#9aa4ad; --line:#343b42; --paper:#15191d;
-  --card:#1e2429; --good:#62c78f; --bad:#f28b82; --blue:#7db8e8 } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 60rem; padding: 2.2rem 1.2rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "PingFang SC", "Noto Sans CJK SC", "Microsoft YaHei",
-  sans-serif }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem } h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem }
-.notice { color: var(--quiet); margin: 0 0 1.4rem }
-.verdict { background: var(--card); border-left: 4px solid var(--quiet); padding: .7rem 1rem; margin: .5rem 0;
-  border-radius: 0 6px 6px 0; font-size: 1.05rem }
+MOST_TEXT = 6000  # characters shown of one model output: its beginning and its end
+STYLE = """
+h2 { scroll-margin-top: 1rem }
+.verdict { border-color: var(--quiet); margin: .5rem 0; overflow-wrap: anywhere }
 .verdict.better { border-color: var(--good) } .verdict.worse { border-color: var(--bad) }
+.verdict.mixed { border-color: var(--warn) }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .4rem .7rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-th { color: var(--quiet); font-weight: 600; font-size: .86rem; white-space: nowrap } td.n, th.n { text-align: right }
-.ok { color: var(--good) } .no { color: var(--bad) } .quiet { color: var(--quiet) }
+th { color: var(--quiet); font-weight: 600; font-size: .86rem; white-space: nowrap }
+td.n, th.n { text-align: right; white-space: nowrap; padding: .4rem 0 .4rem .8rem }
+td.n + td:not(.n), th.n + th:not(.n) { padding-left: 1.4rem }
+td:first-child { overflow-wrap: anywhere; min-width: 8rem }
+.ok { color: var(--good) } .no { color: var(--bad) }
 figure { margin: 0 0 1.4rem } figure img { width: 100%; max-width: 46rem; background: #fff; border-radius: 6px }
 .example { border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; margin: 0 0 1rem }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem; margin-top: .7rem }
 .side { background: var(--card); border-radius: 6px; padding: .6rem .8rem; min-width: 0 }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0 }
-summary { cursor: pointer; color: var(--quiet) } details .text { color: var(--quiet); font-size: .93rem }
-code, pre { font: .88em/1.5 ui-monospace, Menlo, Consolas, monospace }
-pre { background: var(--card); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto }
+.text { margin: .3rem 0 } details .text.folded { color: var(--quiet); font-size: .93rem }
+pre { font: .88em/1.5 ui-monospace, Menlo, Consolas, monospace; background: var(--card); padding: .8rem 1rem;
+  border-radius: 6px; overflow-x: auto }
 footer { margin-top: 3rem; border-top: 1px solid var(--line); font-size: .93rem }
+@media (max-width: 40rem) {
+  thead { display: none } table, tbody { display: block }
+  tr { display: flex; flex-wrap: wrap; gap: .35rem 1rem; border-bottom: 1px solid var(--line); padding: .6rem 0 }
+  td, td.n, td.n + td:not(.n) { border: 0; padding: 0; text-align: left; min-width: 3.6rem }
+  td:first-child { flex: 1 0 100%; font-weight: 600 } td:empty { display: none }
+  td[data-label]:not(:first-child)::before { content: attr(data-label); display: block; color: var(--quiet);
+    font-size: .8rem; line-height: 1.3 } }
 @media print { details { display: none } .example, figure { break-inside: avoid } }
 """
 
@@ -64,25 +66,21 @@ def html(result: dict[str, Any]) -> str:
     """
     title = str(result.get("title") or "Danlu report")
     steps = result.get("steps") or []
-    body = [f"<h1>{escape(title)}</h1>"]
+    body = [f"<h1>{plain(title)}</h1>"]
     if result.get("notice"):
-        body.append(f'<p class="notice">{escape(str(result["notice"]))}</p>')
+        body.append(f'<p class="notice">{plain(str(result["notice"]))}</p>')
     body += [_verdict(step) for step in steps]
     body += [
-        _section("Stages", _stages(result.get("stages") or [])),
-        _section("Steps", _steps(steps)),
-        _section("Figures", "".join(_figure(figure) for figure in result.get("figures") or [])),
-        _section("By task", _tasks(result)),
-        _section("Controls", _controls(result.get("controls") or [])),
-        _section("Export", _export(result.get("export") or {})),
-        _section("Examples", "".join(_example(item) for item in _lost_first(result.get("examples") or []))),
+        section("Stages", _stages(result.get("stages") or [])),
+        section("Steps", _steps(steps)),
+        section("Figures", "".join(_figure(figure) for figure in result.get("figures") or [])),
+        section("By task", _tasks(result)),
+        section("Controls", _controls(result.get("controls") or [])),
+        section("Export", _export(result.get("export") or {})),
+        section("Examples", "".join(_example(item) for item in _lost_first(result.get("examples") or []))),
         _footer(result),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style>\n</head>\n'
-        f"<body>\n{chr(10).join(part for part in body if part)}\n</body>\n</html>\n"
-    )
+    return document(title, body, STYLE)
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -112,41 +110,47 @@ def examples(
         kind = "gained" if row["outcome"] == "right" else "lost"
         if left[kind] > 0:
             left[kind] -= 1
-            sides = [_side(name, side) for name, side in zip(names, (other, row), strict=True)]
+            sides = [side(name, own) for name, own in zip(names, (other, row), strict=True)]
             found.append({key: row[key] for key in ("id", "question", "target")} | {"kind": kind, "answers": sides})
     return _lost_first(found)
 
 
-def _side(stage: str, row: dict[str, Any]) -> dict[str, Any]:
-    """One answer of an example: what stands before the answer part is its reasoning."""
-    before = row["output"][: row["output"].rfind(row["answer"])] if row["answer"] else row["output"]
+def side(stage: str, row: dict[str, Any]) -> dict[str, Any]:
+    """One answer of an example, from its row; what stands before the answer part is its reasoning."""
+    output, answer = str(row.get("output") or ""), str(row.get("answer") or "")
+    at = output.rfind(answer) if answer else len(output)
+    before = output[:at] if at >= 0 else ""
     for tag in ("<think>", "</think>", "<reasoning>", "</reasoning>", "<answer>"):
         before = before.replace(tag, "")
-    return {"stage": stage, "reasoning": before.strip(), "answer": row["answer"], "outcome": row["outcome"]}
+    return {"stage": stage, "reasoning": before.strip(), "answer": answer, "outcome": row["outcome"]}
 
 
 # ---- sections
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>\n{content}</section>" if content else ""
+def section(title: str, content: str, name: str = "") -> str:
+    """A headed part of a page, with an anchor where it has a `name`; nothing where there is no content."""
+    anchor = f' id="{name}"' if name else ""
+    return f"<section{anchor}><h2>{title}</h2>\n{content}</section>" if content else ""
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], numeric: frozenset[int] = frozenset()) -> str:
-    """`rows` hold markup that is escaped already."""
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], numeric: frozenset[int] = frozenset()) -> str:
+    """`headers` are texts, `rows` hold markup that is escaped already."""
     if not rows:
         return ""
     kinds = [' class="n"' if i in numeric else "" for i in range(len(headers))]
-    head = "".join(f"<th{kind}>{header}</th>" for kind, header in zip(kinds, headers, strict=True))
-    lines = ["".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) for row in rows]
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    names = [plain(header) for header in headers]
+    labels = [f' data-label="{name}"' if name else "" for name in names]
+    head = "".join(f"<th{kind}>{name}</th>" for kind, name in zip(kinds, names, strict=True))
+    cells = [zip(kinds, labels, row, strict=True) for row in rows]
+    body = "\n".join(f"<tr>{''.join(f'<td{k}{label}>{cell}</td>' for k, label, cell in row)}</tr>" for row in cells)
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def _verdict(step: dict[str, Any]) -> str:
-    kind = step["verdict"] if step["verdict"] in ("better", "worse") else "open"
-    arrow = f"<b>{_plain(step['from'])} → {_plain(step['to'])}</b>"
-    return f'<p class="verdict {kind}">{arrow} &nbsp; {escape(_sentence(step))}</p>'
+    kind = step["verdict"] if step["verdict"] in ("better", "worse", "mixed") else "open"
+    arrow = f"<b>{plain(step['from'])} → {plain(step['to'])}</b>"
+    return f'<p class="verdict {kind}">{arrow} &nbsp; {plain(_sentence(step))}</p>'
 
 
 def _sentence(step: dict[str, Any]) -> str:
@@ -162,72 +166,72 @@ def _sentence(step: dict[str, Any]) -> str:
 def _stages(stages: list[dict[str, Any]]) -> str:
     rows = [
         [
-            _plain(stage["name"]),
-            _plain(stage["n"]),
-            f"<b>{_percent(stage['accuracy'])}</b>",
-            _interval(stage.get("ci")),
-            _percent(stage.get("format_rate")),
-            _percent(stage.get("stop_rate")),
+            plain(stage["name"]),
+            plain(stage["n"]),
+            f"<b>{percent(stage['accuracy'])}</b>",
+            interval(stage.get("ci")),
+            percent(stage.get("format_rate")),
+            percent(stage.get("stop_rate")),
             _seconds(stage.get("seconds")),
         ]
         for stage in stages
     ]
     headers = ("Stage", "Questions", "Accuracy", "95 % interval", "Well formed", "Stops by itself", "Time")
-    return _table(headers, rows, frozenset({1, 2, 3, 4, 5, 6}))
+    return table(headers, rows, frozenset({1, 2, 3, 4, 5, 6}))
 
 
 def _steps(steps: list[dict[str, Any]]) -> str:
     rows = [
         [
-            f"{_plain(step['from'])} → {_plain(step['to'])}",
+            f"{plain(step['from'])} → {plain(step['to'])}",
             f"<b>{points(step['difference'])}</b>",
             f"{points(step['ci'][0])} to {points(step['ci'][1])}",
             escape(p_text(step["p"]).removeprefix("p ").removeprefix("= ")),
-            _plain(step["verdict"]),
+            plain(step["verdict"]),
         ]
         for step in steps
     ]
-    return _table(("Step", "Points", "95 % interval", "p", "Verdict"), rows, frozenset({1, 2, 3}))
+    return table(("Step", "Points", "95 % interval", "p", "Verdict"), rows, frozenset({1, 2, 3}))
 
 
 def _figure(figure: dict[str, Any]) -> str:
     kind = "svg+xml" if figure.get("svg") else "png"
     data = figure["svg"].encode() if figure.get("svg") else figure["png"]
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return f'<figure><img alt="{escape(str(figure["title"]))}" src="{source}"></figure>\n'
+    return f'<figure><img alt="{plain(str(figure["title"]))}" src="{source}"></figure>\n'
 
 
 def _tasks(result: dict[str, Any]) -> str:
     tasks = result.get("tasks") or []
     stages = list(dict.fromkeys(stage for task in tasks for stage in task["accuracy"]))
     rows = [
-        [_plain(task["name"]), _plain(task["n"]), *(_percent(task["accuracy"].get(stage)) for stage in stages)]
+        [plain(task["name"]), plain(task["n"]), *(percent(task["accuracy"].get(stage)) for stage in stages)]
         for task in tasks
     ]
-    return _table(("Task", "Questions", *map(_plain, stages)), rows, frozenset(range(1, len(stages) + 2)))
+    return table(("Task", "Questions", *stages), rows, frozenset(range(1, len(stages) + 2)))
 
 
 def _controls(controls: list[dict[str, Any]]) -> str:
     rows = [
         [
-            _plain(control["name"]),
-            _percent(control["accuracy"]),
-            _interval(control.get("ci")),
-            _plain(control.get("n", "")),
-            _plain(control.get("expected", "")),
+            plain(control["name"]),
+            percent(control["accuracy"]),
+            interval(control.get("ci")),
+            plain(control.get("n", "")),
+            plain(control.get("expected", "")),
             _mark(control.get("ok")),
         ]
         for control in controls
     ]
-    return _table(("Control", "Accuracy", "95 % interval", "Questions", "Expected", ""), rows, frozenset({1, 2, 3}))
+    return table(("Control", "Accuracy", "95 % interval", "Questions", "Expected", ""), rows, frozenset({1, 2, 3}))
 
 
 def _export(export: dict[str, Any]) -> str:
     rows = [
-        [_plain(check["name"]), _plain(check.get("value", "")), _plain(check.get("limit", "")), _mark(check["ok"])]
+        [plain(check["name"]), plain(check.get("value", "")), plain(check.get("limit", "")), _mark(check["ok"])]
         for check in export.get("checks") or []
     ]
-    return _table(("Check", "Value", "Limit", ""), rows)
+    return table(("Check", "Value", "Limit", ""), rows)
 
 
 def _lost_first(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -235,20 +239,22 @@ def _lost_first(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _example(item: dict[str, Any]) -> str:
-    sides = []
-    for answer in item["answers"]:
-        reasoning = str(answer.get("reasoning") or "")
-        folded = f"<details><summary>reasoning</summary>{_text(reasoning)}</details>" if reasoning else ""
-        outcome = str(answer.get("outcome", ""))
-        kind = "ok" if outcome == "right" else "no"
-        sides.append(
-            f'<div class="side"><b>{_plain(answer["stage"])}</b> <span class="{kind}">{escape(outcome)}</span>'
-            f"{folded}{_text(str(answer.get('answer') or '(no answer)'))}</div>"
-        )
-    head = f'<span class="quiet">{_plain(item.get("kind", ""))} · {_plain(item["id"])}</span>'
-    target = f'<div class="quiet">target: {_plain(item["target"])}</div>'
-    question = _text(str(item["question"]))
-    return f'<div class="example">{head}{question}{target}<div class="sides">{"".join(sides)}</div></div>\n'
+    head = f'<span class="quiet">{plain(item.get("kind", ""))} · {plain(item["id"])}</span>'
+    target = f'<div class="quiet">target: {plain(item["target"])}</div>'
+    both = "".join(answer_box(answer) for answer in item["answers"])
+    question = text(str(item["question"]))
+    return f'<div class="example">{head}{question}{target}<div class="sides">{both}</div></div>\n'
+
+
+def answer_box(answer: dict[str, Any]) -> str:
+    """One side of an example: {"stage", "reasoning", "answer", "outcome"}, and "note" (text) where there is one."""
+    reasoning, outcome = str(answer.get("reasoning") or ""), str(answer.get("outcome", ""))
+    folded = f"<details><summary>reasoning</summary>{text(reasoning, 'text folded')}</details>" if reasoning else ""
+    note = f'<div class="quiet">{plain(answer["note"])}</div>' if answer.get("note") else ""
+    return (
+        f'<div class="side"><b>{plain(answer["stage"])}</b> <span class="{"ok" if outcome == "right" else "no"}">'
+        f"{plain(outcome)}</span>{note}{folded}{text(str(answer.get('answer') or '(no answer)'))}</div>"
+    )
 
 
 def _footer(result: dict[str, Any]) -> str:
@@ -259,32 +265,39 @@ def _footer(result: dict[str, Any]) -> str:
         parts.append(f"<p>Took {_seconds(result['seconds'])} in all.</p>")
     for title, values in (("Seeds", seeds), ("Versions", known.get("versions")), ("Files", result.get("artifacts"))):
         if values:
-            listed = " · ".join(f"{_plain(name)} <code>{_plain(value)}</code>" for name, value in values.items())
+            listed = " · ".join(f"{plain(name)} <code>{plain(value)}</code>" for name, value in values.items())
             parts.append(f"<p>{title}: {listed}</p>")
     if known.get("commands"):
-        parts.append(f"<pre>{escape(chr(10).join(map(str, known['commands'])))}</pre>")
+        parts.append(f"<pre>{escape(visible(chr(10).join(map(str, known['commands']))))}</pre>")
     return f"<footer><h2>To reproduce</h2>\n{''.join(parts)}</footer>" if parts else ""
 
 
 # ---- cells
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """Any value as escaped text."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return escape(visible(f"{value:.4g}" if isinstance(value, float) else str(value)))
 
 
-def _text(text: str) -> str:
-    cut = f"{text[:MOST_TEXT]} … ({len(text) - MOST_TEXT:,} more characters)" if len(text) > MOST_TEXT else text
-    return f'<div class="text">{escape(cut)}</div>'
+def text(value: str, kind: str = "text") -> str:
+    """A block of text as a model or a source wrote it; the middle of one that is too long is left out."""
+    left_out = len(value) - MOST_TEXT
+    if left_out > 0:
+        head, tail = value[: 2 * MOST_TEXT // 3], value[-(MOST_TEXT // 3) :]
+        value = f"{head} … ({left_out:,} more characters) … {tail}"
+    return f'<div class="{kind}">{escape(visible(value))}</div>'
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share as markup."""
     return '<span class="quiet">not measured</span>' if share is None else f"{100 * share:.1f} %"
 
 
-def _interval(ci: Sequence[float] | None) -> str:
+def interval(ci: Sequence[float] | None) -> str:
+    """The interval of a share."""
     return "" if ci is None else f"{100 * ci[0]:.1f} to {100 * ci[1]:.1f} %"
 
 

@@ -175,7 +175,7 @@ def _check_pairs(
 def _benchmark(name: str, pairs: Pairs, seed: int) -> dict[str, Any]:
     """Every figure of one benchmark but those that need the others (adjusted p, verdict, `decides`)."""
     first = [row.get("mode") for row in reversed(pairs[0])]
-    own = _as_published(pairs)
+    own = as_published(pairs)
     leaked = _leaked(own)
     told = {pair[0]["id"] for pair in own if any(row.get("leaked") is not None for row in pair)}
     entry: dict[str, Any] = {"name": name, "mode": next(filter(None, [*first, split_name(name)[1]]), None)}
@@ -200,7 +200,7 @@ def _benchmark(name: str, pairs: Pairs, seed: int) -> dict[str, Any]:
     return entry
 
 
-def _as_published(pairs: Pairs) -> Pairs:
+def as_published(pairs: Pairs) -> Pairs:
     """Of each question the pairs in the published order of options; all of them where it was never asked so."""
     known = {pair[0]["id"] for pair in pairs if not pair[0].get("shuffle")}
     return [pair for pair in pairs if not pair[0].get("shuffle") or pair[0]["id"] not in known]
@@ -407,7 +407,7 @@ def divide(
     format, reasoning and stopping gained. `share` is the control's part, None where there is no gain to divide.
     None where the two share no question.
     """
-    asked = [_as_published(groups[e["name"]]) for e in (entry, control)]
+    asked = [as_published(groups[e["name"]]) for e in (entry, control)]
     leaked = _leaked([*asked[0], *asked[1]])
     free, only = map(_changes, asked)
     shared = [name for name in free if name in only and name not in leaked]
