@@ -261,6 +261,9 @@ def test_rows_that_need_a_judge_are_kept_and_only_here(bench, write):
     assert all(judged(row) for row in rows)
     elsewhere = load(Source(path=f"{bench}/fires/test_cat1.csv"), on_bad_row="skip", needs="target")
     assert [bad.reason.partition(" (")[0] for bad in elsewhere.rejected] == ["no gold target"]
+    strict = BenchmarkSpec("fires", "x", "no smoke", "safety", "en", "MIT", rule={"must_any": [["no"]]})
+    [first, *_] = questions(fires, Domain("strict", terms=list, benchmarks={"fires": strict})).rows
+    assert (first.target, first.meta["rule"], judged(first)) == ("rule", {"must_any": [["no"]]}, False)
     path = write("rubrics.jsonl", [{"prompt": "q", "rubrics": [{"criterion": "c", "points": 1}]}])
     [row] = questions(Benchmark(name="mine", path=path)).rows
     assert judged(row)
@@ -331,7 +334,7 @@ def test_real_files(name: str, shared_data: Path):
     if spec.kind in ("choice", "abstention"):
         assert all(row.options and set(row.target or "-") <= set(row.options) for row in loaded.rows)
     else:
-        assert all(judged(row) for row in loaded.rows)
+        assert all(row.target == "rule" and row.meta["rule"] and row.answer for row in loaded.rows)
     subjects = {row.meta["subject"] for row in loaded.rows if "subject" in row.meta}
     expected = {"medmcqa": 20, "medhalt-fake": 25, "medqa-us": 2, "cmmlu-medical": 3, "ceval-medical": 3}
     assert len(subjects) == {**expected, "mmlu-medical": 2, "medsafetybench": 9}.get(name, 0)

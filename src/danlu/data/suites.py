@@ -5,9 +5,9 @@ records: `path` may hold one * in its last part (several files, each a subject),
 Offline, a folder with the field's own files (`local`, or $DANLU_BENCH) is looked through before any hub.
 
 Departures: several subsets are one benchmark, whose `limit` is a seeded sample of all their usable rows. A row that
-only a rule or a judge can score (`judged`: a rule, rubrics, a request to refuse) may have no gold and is kept here,
-though anywhere else that needs a target, GRPO for one, it is a bad row: a made-up gold would be verified like a real
-one, without a sound.
+only a rule or a judge can score (`judged`: a rule, rubrics, a request to refuse) is kept here without a gold, though
+anywhere else that needs a target, GRPO for one, it is a bad row: a made-up gold would be verified like a real one,
+without a sound. Where the benchmark has a rule for such rows they get it, and as target "rule", as probes have.
 Not covered: which of its files holds the newest version of a benchmark; the first of `files` that is there counts.
 """
 
@@ -195,4 +195,7 @@ def _marked(row: Sample, subject: str, spec: BenchmarkSpec | None) -> Sample:
     if "language" not in meta:
         known = spec.language if spec else "both"
         meta["language"] = language(row.question) if known == "both" else known
-    return replace(row, id=f"{subject}/{row.id}" if subject else row.id, meta=meta)
+    target = row.target
+    if spec and spec.rule and judged(row):
+        target, meta["rule"] = "rule", meta.get("rule", spec.rule)
+    return replace(row, id=f"{subject}/{row.id}" if subject else row.id, target=target, meta=meta)

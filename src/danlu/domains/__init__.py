@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from danlu.errors import DanluError
 from danlu.records import Sample
@@ -57,6 +57,7 @@ class BenchmarkSpec:
     columns: dict[str, str] = field(default_factory=dict)  # our name -> the file's column
     subject: str | None = None  # the column that names a row's subject, where a file has it
     only: tuple[str, ...] = ()  # the subjects that are asked; empty: all
+    rule: dict[str, Any] = field(default_factory=dict)  # decides over rows without gold; see rewards/rules.py
     limit: int | None = None  # questions where the recipe names no number
     files: tuple[str, ...] = ()
 
@@ -71,6 +72,7 @@ class Domain:
     sources: dict[str, str] = field(default_factory=dict)  # short name -> hub id or path
     benchmarks: dict[str, BenchmarkSpec] = field(default_factory=dict)
     suites: dict[str, tuple[tuple[str, int | None], ...]] = field(default_factory=dict)  # benchmarks, most questions
+    probes: dict[str, Callable[[], list[Sample]]] = field(default_factory=dict)  # each Sample with its rule in `meta`
     notice: str = ""
 
 
