@@ -1,4 +1,4 @@
-"""Where rows come from: the domain's world, ModelScope, a local file or folder, or a Hugging Face data set.
+"""Where rows come from: the domain's world or probes, ModelScope, a local file or folder, or a Hugging Face data set.
 
 Remote data sets are downloaded as files and read by us (hubs.py); folders.py says which of the files.
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import gc
+import itertools
 import json
 import random
 import re
@@ -72,6 +73,8 @@ def load(
         path = domain.sources[path]
     if path.startswith("world:"):
         rows, rejected, read = _world(path, source, domain, needs)
+    elif path.startswith("probes:"):
+        rows, rejected, read = _probes(path, source, domain, needs)
     else:
         places = _locate(path, source)
         with _no_cycles():
@@ -180,16 +183,56 @@ def _world(
         raise DanluError(f"the world of {domain.name} has no split {split!r}", hint)
     if source.limit is None:
         raise DanluError(f"{path} needs a number of rows", f"write it as {{path: '{path}', limit: 1000}}")
+    return _made(path, domain.world.samples(split, source.limit, source.seed), needs)
+
+
+def _probes(
+    path: str, source: recipe.Source, domain: domains.Domain | None, needs: Needs | None
+) -> tuple[list[Sample], list[Reject], int]:
+    """Rows of "probes:NAME" or "probes:NAME:KIND"; a limit is shared evenly by the kinds (`meta["task"]`)."""
+    name, _, kind = path.removeprefix("probes:").partition(":")
+    if domain is None or not domain.probes:
+        whose = f"domain {domain.name}" if domain else "no domain is set; it"
+        raise DanluError(f"{path}: {whose} has no probes", "name a domain that has some, or name a file")
+    if name not in domain.probes:
+        near = difflib.get_close_matches(name, domain.probes, n=1)
+        hint = f"did you mean probes:{near[0]}?" if near else f"probes: {', '.join(domain.probes)}"
+        raise DanluError(f"{domain.name} has no probes {name!r}", hint)
+    samples = domain.probes[name]()
+    kinds = list(dict.fromkeys(str(sample.meta.get("task")) for sample in samples))
+    if kind and kind not in kinds:
+        near = difflib.get_close_matches(kind, kinds, n=1)
+        hint = f"did you mean probes:{name}:{near[0]}?" if near else f"kinds: {', '.join(kinds)}"
+        raise DanluError(f"the probes {name} of {domain.name} have no kind {kind!r}", hint)
+    if kind:
+        samples = [sample for sample in samples if str(sample.meta.get("task")) == kind]
+    if source.limit is not None and source.limit < len(samples):
+        samples = _balanced(samples, source.limit, source.seed)
+    return _made(path, samples, needs)
+
+
+def _balanced(samples: list[Sample], limit: int, seed: int) -> list[Sample]:
+    """A seeded sample in which every kind has as many rows as the others, or all of its own; in the rows' order."""
+    kinds: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        kinds.setdefault(str(sample.meta.get("task")), []).append(index)
+    rng = random.Random(seed)
+    shuffled = [rng.sample(indices, len(indices)) for indices in kinds.values()]
+    in_turn = [index for turn in itertools.zip_longest(*shuffled) for index in turn if index is not None]
+    return [samples[index] for index in sorted(in_turn[:limit])]
+
+
+def _made(path: str, samples: list[Sample], needs: Needs | None) -> tuple[list[Sample], list[Reject], int]:
+    """What the domain made, as (rows, rejects, rows read)."""
     rows: list[Sample] = []
     rejected: list[Reject] = []
-    number = 0
-    for number, sample in enumerate(domain.world.samples(split, source.limit, source.seed), 1):
+    for number, sample in enumerate(samples, 1):
         try:
             _require(sample, needs)
             rows.append(sample)
         except schemas.BadRow as bad:
             rejected.append(_reject(path, number, str(bad), sample.question))
-    return rows, rejected, number
+    return rows, rejected, len(samples)
 
 
 def _locate(path: str, source: recipe.Source) -> list[tuple[str, Path]]:

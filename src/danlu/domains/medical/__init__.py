@@ -5,6 +5,7 @@ from danlu.domains.medical.benchmarks import BENCHMARKS, SUITES
 from danlu.domains.medical.clinic import WORLD
 from danlu.domains.medical.clinic.knowledge import LANGUAGES, Entry, knowledge
 from danlu.domains.medical.lexicon import lexicon
+from danlu.domains.medical.safety import probes
 
 NOTICE = "Research and education only: not a medical device, no substitute for a clinician."
 
@@ -56,5 +57,6 @@ DOMAIN = Domain(
     },
     benchmarks=BENCHMARKS,
     suites=SUITES,
+    probes={"safety": probes},
     notice=NOTICE,
 )
