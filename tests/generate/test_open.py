@@ -1,19 +1,21 @@
-"""One way to open anything that answers: model folders, runs, adapters, GGUF files and exports."""
+"""One way to open anything that answers: model folders, runs, adapters, GGUF files, exports and servers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from endpoint_server import FakeServer, chat
 
 from danlu.errors import DanluError
 from danlu.export.gguf import write_gguf
 from danlu.generate import Sampling
+from danlu.generate.endpoint import EndpointGenerator
 from danlu.generate.gguf import GgufGenerator
 from danlu.generate.local import LocalGenerator
 from danlu.generate.open import open_generator
 from danlu.models.load import load, save_artifact
-from danlu.recipe import Lora, Model, Recipe
+from danlu.recipe import Eval, Lora, Model, Recipe
 from tiny_models import CHATS, trained
 
 PROMPTS = [[{"role": "user", "content": question}] for question, _, _ in CHATS]
@@ -62,6 +64,28 @@ def test_a_gguf_file_and_the_export_that_holds_it(tmp_path: Path) -> None:
         opened = open_generator(str(target), recipe(trained()))
         assert isinstance(opened, GgufGenerator)
         assert right(opened)
+
+
+def test_the_address_of_a_server() -> None:
+    with FakeServer(lambda _asked, _number: chat("<think>a</think>B")) as server:
+        opened = open_generator(f"{server.url}#m", Recipe(name="x"))
+        assert isinstance(opened, EndpointGenerator)
+        assert (opened.name, opened.endpoint.concurrency) == (f"{server.host}/m", 32)
+        found = []
+        for style in ("auto", "think", "none", "reasoning_answer"):
+            chosen = Recipe(name="x", model=Model(think=style), eval=Eval(batch=2))
+            with open_generator(server.url, chosen) as generator:
+                assert generator.endpoint.concurrency == 2
+                ((_, (one,)),) = generator.generate(PROMPTS[:1], Sampling())
+                found.append((generator.think.style, one.answer))
+    assert found == [
+        ("think", "B"),
+        ("think", "B"),
+        ("none", "<think>a</think>B"),
+        ("reasoning_answer", "<think>a</think>B"),
+    ]
+    with pytest.raises(DanluError, match="cannot be reached"):
+        open_generator(server.url, Recipe(name="x"))
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One way to open anything that answers: a run, a model folder or hub id, or a GGUF file."""
+"""One way to open anything that answers: a run, a model folder or hub id, a GGUF file, or a server's address."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import Any
 
 from danlu.errors import DanluError
 from danlu.recipe import Recipe
+from danlu.think import detect
 
 
 def open_generator(target: str, recipe: Recipe) -> Any:
     """A Generator (and context manager) for `target`; DanluError says what is missing.
 
-    A training run or an adapter is used unmerged over its base; an export run through its GGUF.
+    A training run or an adapter is used unmerged over its base; an export run through its GGUF; "http://host:port/v1"
+    (with "#model" where several are served) through its chat endpoint.
     """
+    if target.startswith(("http://", "https://")):
+        return _endpoint(target, recipe)
     path = Path(target)
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -30,6 +34,17 @@ def open_generator(target: str, recipe: Recipe) -> Any:
     return LocalGenerator(
         load(recipe.model, start, seed=recipe.seed), name=path.name or target, batch=recipe.eval.batch
     )
+
+
+def _endpoint(target: str, recipe: Recipe) -> Any:
+    """The server renders the prompt, so a format that no template tells of is taken from the recipe alone."""
+    from danlu.generate.endpoint import PLAIN, THINK, EndpointGenerator
+
+    style = recipe.model.think
+    think = {"think": THINK, "none": PLAIN}.get(style)
+    if style == "reasoning_answer":
+        think = detect(lambda messages, **_: messages[-1]["content"], (), style)
+    return EndpointGenerator(target, think=think, concurrency=min(recipe.eval.batch, 32))
 
 
 def _gguf(path: Path) -> Any:
