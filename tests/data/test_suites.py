@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -234,6 +237,40 @@ def test_subsets_of_a_folder_or_hub(tmp_path, write):
     assert [(subject, part.subset, part.revision) for subject, part in parts] == [
         (name, f"{name}/val.parquet", "v2") for name in ("white", "red", "black")
     ]
+
+
+ASK = """
+import json, sys
+from danlu.data.suites import questions
+from danlu.recipe import Benchmark
+loaded = questions(Benchmark(**json.loads(sys.argv[1])))
+print(json.dumps([[row.id, row.target, row.meta["subject"]] for row in loaded.rows]))
+"""
+
+
+def test_the_hubs_own_conversion_is_read(hub, tmp_path):
+    """A branch with slashes in its name and no README, one file for each subject."""
+    row = json.dumps({"Question": "q", "A": "x", "B": "y", "Answer": "B"}).encode()
+    files = {f"{name}/{split}/0000.jsonl": row for name in ("red", "white") for split in ("dev", "val", "test")}
+    endpoint = hub({"README.md": b"", "pots.zip": b"PK"}, **{"refs%2Fconvert%2Fparquet": files})
+    entry = {
+        "name": "clays",
+        "path": "acme/pots",
+        "subset": "red/val/0000.jsonl, white/val/0000.jsonl",
+        "revision": "refs/convert/parquet",
+    }
+    settings = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, json.dumps(entry)],
+        env={**os.environ, "HF_HUB_ETAG_TIMEOUT": "2", **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    [red, white] = json.loads(done.stdout)
+    assert (red[0].partition("/")[0], red[1], red[2]) == ("red", "B", "red")
+    assert white[2] == "white"
 
 
 def test_missing_files(bench):
