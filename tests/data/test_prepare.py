@@ -118,3 +118,22 @@ def test_sources_tell_their_counts_and_reasons(write):
         {"path": first, "in": 5, "kept": 3, "rejected": 2, "reasons": reasons},
         {"path": second, "in": 1, "kept": 1, "rejected": 0, "reasons": {}},
     ]
+
+
+def test_a_leaked_question_is_found_by_its_own_words_before_they_are_redacted(write):
+    stem = f"患者张伟，男，45岁，{STEM}"
+    train = write("a.jsonl", [*rows(range(3)), {"question": stem, "think": "想", "answer": "甲"}])
+    asked = write("bench.jsonl", [{"question": stem, "options": {"A": "甲", "B": "乙"}, "answer": "A"}])
+    value = {"name": "r", "domain": "pottery", "data": {"train": train, "decontaminate": True, "redact": True}}
+    value["eval"] = {"benchmarks": [{"name": "glazes", "path": asked}]}
+    made = prepare(Recipe.model_validate(value))
+    assert made.counts["leaked"] == 1
+    assert len(made.train) == 3
+
+
+def test_columns_for_every_source(write):
+    first = write("a.jsonl", [{"ask": "q", "say": "a"}])
+    second = write("b.jsonl", [{"frage": "f", "antwort": "b"}])
+    own = {"path": second, "columns": {"question": "frage", "answer": "antwort"}}
+    made = prepare(recipe(train=[first, own], columns={"question": "ask", "answer": "say"}))
+    assert sorted(row.answer for row in made.train) == ["a", "b"]

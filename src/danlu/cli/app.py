@@ -155,6 +155,14 @@ _stage(
 )
 data = typer.Typer(rich_markup_mode=None, help="Look at training data before training: check, view, prepare.")
 app.add_typer(data, name="data")
+
+
+@data.callback(invoke_without_command=True)
+def data_root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
 OptionalRecipe = Annotated[
     str | None, typer.Argument(metavar="[RECIPE]", help="A .yaml file or a shipped name; or use --data and --model.")
 ]
@@ -232,6 +240,7 @@ def data_prepare(
     set_: Set = None,
     start: Start = None,
     run_name: Name = None,
+    resume: Resume = False,
     dry_run: DryRun = False,
     json: Json = False,
     verbose: Verbose = False,  # noqa: ARG001
@@ -243,12 +252,64 @@ def data_prepare(
     """
     from danlu.cli.stages import command as run_command
 
-    run_command("data", recipe, overrides=set_ or [], start=start, run_name=run_name, dry_run=dry_run, as_json=json)
+    run_command(
+        "data",
+        recipe,
+        overrides=set_ or [],
+        start=start,
+        run_name=run_name,
+        resume=resume,
+        dry_run=dry_run,
+        as_json=json,
+    )
 
 
 _stage("sft", "Supervised fine-tuning.", "danlu sft qwen3-1.7b-medical-qlora-v2 --set sft.epochs=1")
 _stage("grpo", "Reinforcement learning from verified answers.", "danlu grpo demo --from demo-sft")
-_stage("eval", "Answer the recipe's benchmarks (default: the base).", "danlu eval demo --from demo-sft")
+Suite = Annotated[str | None, typer.Option(help="Questions of the domain: quick, zh, en, full, guard, clinic.")]
+
+
+@app.command("eval", epilog="Example: danlu eval demo-sft --suite clinic")
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A recipe; or a run, model, .gguf file or http://... endpoint.")
+    ],
+    suite: Suite = None,
+    bench: Annotated[
+        list[str] | None, typer.Option("--bench", metavar="NAME|FILE", help="A benchmark by name, or a file of yours.")
+    ] = None,
+    set_: Set = None,
+    start: Start = None,
+    run_name: Name = None,
+    resume: Resume = False,
+    rescore: Annotated[bool, typer.Option("--rescore", help="Judge the stored answers of this run again.")] = False,
+    format_: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="Also write sample logs as: lm-eval, evalscope.")
+    ] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    display: DisplayMode = Display.auto,  # noqa: ARG001
+) -> None:
+    """Answer benchmark questions: a recipe's, a suite's, or your own.
+
+    A recipe answers with its base model unless --from says otherwise.
+    """
+    from danlu.cli.evaluation import show_eval
+
+    show_eval(
+        target,
+        set_ or [],
+        suite,
+        bench or [],
+        start,
+        run_name,
+        resume=resume,
+        rescore=rescore,
+        format_=format_,
+        dry_run=dry_run,
+        as_json=json,
+    )
 
 
 @app.command(epilog="Example: danlu score answers.jsonl --json")
@@ -263,21 +324,26 @@ def score(
     show_score(file, json)
 
 
-@app.command(epilog="Example: danlu compare demo-eval-base demo-eval")
+@app.command(epilog="Example: danlu compare demo-eval-base demo-eval --html verdict.html")
 def compare(
-    base: Annotated[str, typer.Argument(metavar="A", help="The eval before: a run or a score file.")],
-    tuned: Annotated[str, typer.Argument(metavar="B", help="The eval after.")],
+    base: Annotated[str, typer.Argument(metavar="A", help="Before: an eval run, a score file, or a model.")],
+    tuned: Annotated[str, typer.Argument(metavar="B", help="After.")],
+    suite: Suite = None,
     partial: Annotated[bool, typer.Option("--partial", help="Compare only the questions that both answered.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 if what should have stayed got worse.")] = False,
+    html: Html = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write as Markdown.")] = None,
     json: Json = False,
     verbose: Verbose = False,  # noqa: ARG001
+    display: DisplayMode = Display.auto,  # noqa: ARG001
 ) -> None:
     """The verdict of B against A on the same questions.
 
     Better, worse, mixed, or cannot tell, with paired statistics for each benchmark.
     """
-    from danlu.cli.readers import show_compare
+    from danlu.cli.evaluation import show_compare
 
-    show_compare(base, tuned, partial, json)
+    raise typer.Exit(show_compare(base, tuned, suite, partial, gate, html, markdown, json))
 
 
 @app.command(epilog="Example: danlu merge demo-sft --out merged")

@@ -76,8 +76,8 @@ def _rows(report: Mapping[str, Any], width: int) -> Iterator[Line]:
     rows = report["rows"]
     said = [f"{rows['in']:,} rows read", f"{rows['kept']:,} kept", f"{rows['rejected']:,} rejected"]
     said += [f"{rows['repeats_of_valid']:,} repeat a validation row"] if rows["repeats_of_valid"] else []
-    said += [f"{rows['leaked']:,} in a benchmark"] if rows["leaked"] else []
-    yield from _told(f"{', '.join(said)}: {rows['train']:,} to train, {rows['valid']:,} to validate", width)
+    leaked = f" ({rows['leaked']:,} of them in a benchmark)" if rows["leaked"] else ""
+    yield from _told(f"{', '.join(said)}: {rows['train']:,} to train{leaked}, {rows['valid']:,} to validate", width)
     sources = report["sources"]
     if not sources:
         return

@@ -10,6 +10,7 @@ from random import Random
 from danlu.cli.data import print_pieces, print_report
 from danlu.cli.readers import print_json
 from danlu.cli.stages import find_run
+from danlu.data.files import SUFFIXES
 from danlu.display import say
 from danlu.errors import DanluError
 from danlu.recipe import Recipe, load, parse
@@ -21,6 +22,8 @@ def data_recipe(
     """The recipe of RECIPE and --set; or one of its own for --data and --model, which may also replace a recipe's."""
     if name is None and data is None:
         raise DanluError("there is nothing to look at", "name a recipe, or give --model MODEL --data FILE")
+    if name is not None and Path(name).suffix.lower() in SUFFIXES:
+        raise DanluError(f"{name} is a data file, not a recipe", f"danlu data check --model MODEL --data {name}")
     if name is None and model is None and start is None:
         raise DanluError("--data needs a model: its tokenizer and template decide", "add --model MODEL, or --from RUN")
     changes = [f"data.train={json.dumps([{'path': data}])}"] if data else []
@@ -41,6 +44,7 @@ def show_check(
 ) -> int:
     """Body of `danlu data check`; 1 when something was found at error level."""
     recipe = data_recipe(name, overrides, model, data, start)
+    _check_folder(html)
     from danlu.data.check import check
     from danlu.data.page import page
     from danlu.models.tokenizer import speech_of
@@ -74,6 +78,7 @@ def show_rows(
 ) -> None:
     """Body of `danlu data view`."""
     recipe = data_recipe(name, overrides, model, data, start)
+    _check_folder(html)
     from danlu.data.rows import TrainingRows, opened
     from danlu.data.view import html as page
     from danlu.data.view import pieces
@@ -85,6 +90,10 @@ def show_rows(
         raise DanluError("no row is left to look at", "danlu data check says why")
     if row is not None and row >= len(store):
         raise DanluError(f"there is no row {row}", f"rows are 0 to {len(store) - 1}")
+    if random and row is not None:
+        raise DanluError(
+            "--row and --random name different rows", "give one of them; --seed changes what --random draws"
+        )
     if masked and (recipe.data.masking is None or not recipe.data.train):
         raise DanluError("the recipe masks no terms", "for example: --set data.masking.probability=0.5")
     rows = TrainingRows(recipe, speech.tokenizer, speech.think, prepared.train, store)
@@ -121,6 +130,14 @@ def show_rows(
             print_pieces(title, own)
 
 
+def _check_folder(html: Path | None) -> None:
+    if html and not html.absolute().parent.is_dir():
+        raise DanluError(f"the folder of {html} does not exist", f"make it first: mkdir -p {html.parent}")
+
+
 def _started(start: str | None) -> str | None:
+    """What --from names, for its tokenizer and template."""
     run = find_run(start) if start else None
+    if run and run.info().get("stage") not in ("sft", "grpo"):
+        raise DanluError(f"{start} is a {run.info().get('stage')} run: it holds no model", "give --model MODEL instead")
     return str(run.path) if run else start

@@ -214,13 +214,8 @@ def show_score(file: Path, as_json: bool) -> None:
         print(f"{key} {_short(value)}")
 
 
-def show_compare(base: str, tuned: str, partial: bool, as_json: bool) -> None:
-    from danlu.evaluate.verdict import compare
-
-    comparison = compare(_eval_path(base), _eval_path(tuned), partial=partial)
-    if as_json:
-        print_json(comparison)
-        return
+def print_verdict(comparison: dict[str, Any]) -> None:
+    """A comparison for people: the sentence, then a line a benchmark."""
     print(comparison["sentence"])
     rows = [
         (
@@ -236,20 +231,14 @@ def show_compare(base: str, tuned: str, partial: bool, as_json: bool) -> None:
         for row in comparison["benchmarks"]
     ]
     table(("BENCHMARK", "N", "BASE", "TUNED", "POINTS", "95 % CI", "P", "ANSWERS"), rows)
+    if comparison.get("gate"):
+        print(comparison["gate"]["sentence"])
     for difference in comparison.get("settings_differ", []):
         warn(f"not asked alike: {difference}")
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
-
-
-def _eval_path(name: str) -> Path:
-    run = find_run(name)
-    path = run.path if run else Path(name)
-    if not path.exists():
-        raise DanluError(f"{name} is neither a run nor a file", "list runs with: danlu ls")
-    return path
 
 
 def show_verify(name: str, as_json: bool) -> int:

@@ -110,11 +110,38 @@ def _grpo(recipe: Recipe, run: Run, start: str | None) -> Any:
 
 
 def _eval(recipe: Recipe, run: Run, start: str | None) -> None:
-    from danlu.evaluate.evaluate import evaluate
+    from danlu import domains
+    from danlu.evaluate.evaluate import benchmarks_of, evaluate
     from danlu.generate.open import open_generator
 
+    questions, rejected = benchmarks_of(recipe, domains.load(recipe.domain))
+    leaked = _leaked(recipe, questions)
     with open_generator(start or recipe.model.id, recipe) as generator:
-        evaluate(recipe, run, generator)  # records its figures itself; the whole report is in the artifact
+        # it records its figures itself; the whole report is in the artifact
+        evaluate(recipe, run, generator, benchmarks=questions, rejected=rejected, leaked=leaked)
+
+
+def _leaked(recipe: Recipe, questions: dict[str, list[Any]]) -> set[tuple[str, str]] | None:
+    """(benchmark, id) of the questions that the recipe's training rows hold; None where that cannot be said.
+
+    The questions of a miniature world are apart from its training rows by construction, and much alike.
+    """
+    from danlu.data.overlap import leaks
+    from danlu.data.prepare import published_questions, training_rows
+
+    outside = published_questions(recipe, questions)
+    try:
+        known = training_rows(recipe) if outside else []
+    except DanluError as error:
+        warn(f"whether questions leaked into the training rows is not known: {error.message}")
+        return None
+    if not known:
+        return None
+    say(f"looking for {sum(map(len, outside.values())):,} questions in {len(known):,} training rows")
+    inside = {(leak.benchmark, leak.item) for leak in leaks(known, outside)}
+    if inside:
+        warn(f"{len(inside)} questions stand in training rows; the report tells the figures without them too")
+    return inside
 
 
 def _export(recipe: Recipe, run: Run, start: str | None) -> Any:
@@ -195,7 +222,7 @@ def command(
     if dry_run:
         print(described(recipe, steps, as_json))
         return
-    text = _as_written(recipe_name, overrides)
+    text = as_written(recipe_name, overrides)
     if not resume:  # a used name is found now and not after hours
         for step in steps:
             _refuse_used(step)
@@ -208,12 +235,7 @@ def command(
             goes_on = resume and (runs_root() / step.run / "run.json").is_file()
             say(f"{step.stage}: {runs_root() / step.run} from {step.start or recipe.model.id}")
             run = run_stage(step.stage, recipe, step.run, start=step.start, recipe_text=text, resume=goes_on)
-        outcome: dict[str, Any] = {
-            "stage": step.stage,
-            "run": str(run.path),
-            "artifact": str(delivered(run)),
-            "results": run.info().get("results", {}),
-        }
+        outcome = outcome_of(step.stage, run)
         if step.compare_with:
             base = open_run(step.compare_with)
             outcome["comparison"] = _compare_evals(base, run)
@@ -225,6 +247,12 @@ def command(
             print(outcome["artifact"], flush=True)
     if as_json:
         print(json.dumps({"stages": done}, ensure_ascii=False))
+
+
+def outcome_of(stage: str, run: Run) -> dict[str, Any]:
+    """A finished stage as an entry of --json."""
+    results = run.info().get("results", {})
+    return {"stage": stage, "run": str(run.path), "artifact": str(delivered(run)), "results": results}
 
 
 def described(recipe: Recipe, steps: list[Step], as_json: bool) -> str:
@@ -262,7 +290,7 @@ def _finished(step: Step, recipe: Recipe) -> Run | None:
     return run
 
 
-def _as_written(recipe_name: str, overrides: list[str]) -> str:
+def as_written(recipe_name: str, overrides: list[str]) -> str:
     """The recipe file, with the overrides as comments: recipe.yaml is for people, config.json for machines."""
     text = find(recipe_name).read_text(encoding="utf-8-sig")
     return text + "".join(f"# --set {override}\n" for override in overrides)

@@ -30,7 +30,7 @@ from danlu.data.findings import (
     texts_found,
 )
 from danlu.data.pack import pack
-from danlu.data.prepare import Prepared, prepare, prompts
+from danlu.data.prepare import Prepared, check_decontaminate, prepare, prompts
 from danlu.data.render import RenderReport, Shape
 from danlu.data.store import open_store
 from danlu.data.token_findings import Places, lengths_found, places, shares_lost, tokens_found
@@ -48,6 +48,7 @@ def check(recipe: Recipe, speech: Speech) -> dict[str, Any]:
 
     DanluError where a source cannot be read at all. Bad rows are counted, whatever data.on_bad_row says.
     """
+    check_decontaminate(recipe)
     asked = recipe
     recipe = _with(recipe, on_bad_row="skip", decontaminate=False)
     rl = "grpo" in recipe.stages
@@ -69,7 +70,7 @@ def check(recipe: Recipe, speech: Speech) -> dict[str, Any]:
             lengths = prompt_lengths(speech, asked_for.train)
             found = [*prompts_found(asked, asked_for, lengths)]
             if trains:
-                found += [*rejects(asked, asked_for), *leaks_found(asked, asked_for.train)]
+                found += [*rejects(asked, asked_for), *leaks_found(asked, asked_for.unredacted)]
                 findings += [of_grpo(one) for one in found if one.code != "unscorable_items"]
             else:  # the prompts are all there is to look at
                 findings += found
@@ -80,7 +81,7 @@ def check(recipe: Recipe, speech: Speech) -> dict[str, Any]:
         progress.advance(1)
         findings += repeats_found(prepared)
         progress.advance(1)
-        findings += leaks_found(asked, prepared.train)
+        findings += leaks_found(asked, prepared.unredacted)
         progress.advance(1)
     order = {"error": 0, "warning": 1, "info": 2}
     findings.sort(key=lambda finding: order[finding.level])

@@ -16,7 +16,7 @@ import numpy as np
 from danlu import domains
 from danlu.data import overlap, personal
 from danlu.data.encode import encode
-from danlu.data.prepare import Prepared, benchmarks, question_key
+from danlu.data.prepare import Prepared, benchmarks, has_benchmarks, question_key
 from danlu.data.render import prompt_text
 from danlu.models.tokenizer import Speech
 from danlu.recipe import Recipe
@@ -75,7 +75,8 @@ def rejects(recipe: Recipe, prepared: Prepared) -> list[Finding]:
                 len(bad),
                 prepared.counts["in"],
                 f"rows cannot be used: {listed}" + ("; training would stop at the first" if stops else ""),
-                "mend them, map columns with data.columns, or leave them out with data.on_bad_row=skip",
+                "mend them, or map columns with data.columns"
+                + (", or leave them out with data.on_bad_row=skip" if stops else "; they are left out"),
                 tuple(f"{firsts[why].origin} line {firsts[why].line}: {cut(why, 80)}" for why, _ in reasons[:EXAMPLES]),
             )
         )
@@ -253,7 +254,7 @@ def repeats_found(prepared: Prepared) -> list[Finding]:
 
 
 def leaks_found(recipe: Recipe, samples: list[Sample]) -> list[Finding]:
-    if not recipe.eval.benchmarks:
+    if not has_benchmarks(recipe):
         return []
     known = benchmarks(recipe, domains.load(recipe.domain))
     found: list[Finding] = []
@@ -289,7 +290,7 @@ def leaks_found(recipe: Recipe, samples: list[Sample]) -> list[Finding]:
                 "nothing: data.decontaminate drops them" if fixed else "data.decontaminate=true drops these rows",
                 tuple(
                     f"{leak.benchmark} {leak.item} in the {leak.where} of {leak.row} ({leak.how}, {leak.value:.2f}): "
-                    f"{cut(leak.item_text, 90)} | {cut(personal.redact(leak.row_text), 90)}"
+                    f"{cut(personal.redact(leak.item_text), 90)} | {cut(personal.redact(leak.row_text), 90)}"
                     for leak in leaks[:EXAMPLES]
                 ),
             )

@@ -196,8 +196,8 @@ def _finding(finding: Mapping[str, Any]) -> str:
 
 def _rows(report: Mapping[str, Any]) -> str:
     rows = report["rows"]
-    named = {"in": "read", "repeats_of_valid": "repeat validation", "leaked": "in a benchmark", "valid": "validation"}
-    order = ("in", "kept", "rejected", "repeats_of_valid", "leaked", "train", "valid")
+    named = {"in": "read", "repeats_of_valid": "repeat validation", "leaked": "of them in a benchmark", "valid": "validation"}
+    order = ("in", "kept", "rejected", "repeats_of_valid", "train", "leaked", "valid")
     figures = _figures((named.get(key, key), f"{rows[key]:,}") for key in order)
     lines = []
     for source in report["sources"]:

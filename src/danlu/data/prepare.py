@@ -20,8 +20,9 @@ from danlu.data.overlap import Leak, leaks
 from danlu.data.personal import redact_sample
 from danlu.data.render import Shape
 from danlu.data.sources import Loaded, Needs, Reject, load, rows_digest, unique_ids
+from danlu.data.suites import questions, resolve
 from danlu.errors import DanluError
-from danlu.recipe import Recipe, Source
+from danlu.recipe import Benchmark, Recipe, Source
 from danlu.records import Sample
 from danlu.run import Run
 
@@ -42,6 +43,7 @@ class Prepared:
     counts: dict[str, int]
     leaked: list[Leak] = field(default_factory=list)
     sources: list[dict[str, Any]] = field(default_factory=list)
+    unredacted: list[Sample] = field(default_factory=list)  # the training rows before data.redact
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -71,7 +73,7 @@ def prepare(recipe: Recipe) -> Prepared:
             "every one was rejected, asks a validation question or was decontaminated; see on_bad_row and valid",
         )
     dropped = {"repeats_of_valid": repeats, "leaked": len(train) - repeats - len(kept)}
-    return _prepared(kept, valid, got, dropped, found)
+    return _prepared(recipe, kept, valid, got, dropped, found)
 
 
 def prompts(recipe: Recipe, sources: list[Source]) -> Prepared:
@@ -85,7 +87,7 @@ def prompts(recipe: Recipe, sources: list[Source]) -> Prepared:
     kept, found = _decontaminated(recipe, _shuffled(got.rows, recipe.data.shuffle_seed))
     if not kept:
         raise DanluError(f"all {len(got.rows)} prompts are questions of a benchmark", "use other rows for grpo.data")
-    return _prepared(kept, [], got, {"repeats_of_valid": 0, "leaked": len(got.rows) - len(kept)}, found)
+    return _prepared(recipe, kept, [], got, {"repeats_of_valid": 0, "leaked": len(got.rows) - len(kept)}, found)
 
 
 def write_rejected(run: Run, prepared: Prepared) -> None:
@@ -106,33 +108,61 @@ def shape_of(recipe: Recipe) -> Shape:
 
 
 def benchmarks(recipe: Recipe, domain: domains.Domain | None) -> dict[str, Loaded]:
-    """The questions of `recipe.eval.benchmarks` by name, with the rows that cannot be scored as rejects.
+    """The questions of `eval.suite` and `eval.benchmarks` by name, with the rows that cannot be scored as rejects.
 
-    DanluError for two benchmarks of one name and for a source that cannot be read.
+    DanluError for an unknown name, for two benchmarks of one name and for a source that cannot be read.
     """
+    asked = _asked(recipe)
+    known = domain or domains.Domain("none", terms=list)
     found: dict[str, Loaded] = {}
-    for item in recipe.eval.benchmarks:
+    for item in resolve(asked, known):
         if item.name in found:
             raise DanluError(f"two benchmarks are called {item.name!r}", "give each entry of eval.benchmarks a name")
-        source = Source(**item.model_dump(exclude={"name"}))
-        loaded = load(source, domain, on_bad_row="skip", needs="target")
-        found[item.name] = replace(loaded, rows=_named(loaded.rows, source, domain))
+        loaded = questions(item, domain)
+        found[item.name] = replace(loaded, rows=_named(loaded.rows, str(item.path), domain))
     return found
 
 
-def _named(rows: list[Sample], source: Source, domain: domains.Domain | None) -> list[Sample]:
+def training_rows(recipe: Recipe) -> list[Sample]:
+    """Every row that the recipe trains on in SFT or GRPO, but those of a miniature world; bad rows left out."""
+    domain = domains.load(recipe.domain)
+    sources = [source for source in [*recipe.data.train, *recipe.grpo.data] if not source.path.startswith("world:")]
+    return unique_ids([row for source in sources for row in load(source, domain, on_bad_row="skip").rows])
+
+
+def published_questions(recipe: Recipe, found: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+    """Those of the benchmarks `found` that do not come from the domain's own world or probes."""
+    asked = _asked(recipe)
+    paths = {item.name: str(item.path) for item in resolve(asked, domains.load(recipe.domain))}
+    return {name: rows for name, rows in found.items() if not paths.get(name, "").startswith(("world:", "probes:"))}
+
+
+def _asked(recipe: Recipe) -> list[str | Benchmark]:
+    return [*([recipe.eval.suite] if recipe.eval.suite else []), *recipe.eval.benchmarks]
+
+
+def has_benchmarks(recipe: Recipe) -> bool:
+    return bool(recipe.eval.suite or recipe.eval.benchmarks)
+
+
+def _named(rows: list[Sample], path: str, domain: domains.Domain | None) -> list[Sample]:
     """Rows with the aliases that the lexicon knows; a world names its own."""
-    if domain is None or source.path.startswith(("world:", "probes:")):
+    if domain is None or path.startswith(("world:", "probes:")):
         return rows
     return with_aliases(rows, domain.terms())
+
+
+def check_decontaminate(recipe: Recipe) -> None:
+    """DanluError where data.decontaminate has nothing to compare with."""
+    if recipe.data.decontaminate and not has_benchmarks(recipe):
+        raise DanluError("data.decontaminate needs eval.benchmarks", "name the benchmarks, or set it to false")
 
 
 def _decontaminated(recipe: Recipe, rows: list[Sample]) -> tuple[list[Sample], list[Leak]]:
     """The rows without those that hold a benchmark's question, if the recipe asks for it, and what was found."""
     if not recipe.data.decontaminate:
         return rows, []
-    if not recipe.eval.benchmarks:
-        raise DanluError("data.decontaminate needs eval.benchmarks", "name the benchmarks, or set it to false")
+    check_decontaminate(recipe)
     found = leaks(rows, {name: loaded.rows for name, loaded in benchmarks(recipe, domains.load(recipe.domain)).items()})
     bad = {leak.row for leak in found}
     return [row for row in rows if row.id not in bad], found
@@ -142,7 +172,6 @@ def _decontaminated(recipe: Recipe, rows: list[Sample]) -> tuple[list[Sample], l
 class _Gathered:
     rows: list[Sample]
     rejected: list[Reject]
-    redacted: int
     sources: list[dict[str, Any]]
 
     @property
@@ -150,13 +179,11 @@ class _Gathered:
         return sum(source["in"] for source in self.sources)
 
     def and_(self, more: _Gathered) -> _Gathered:
-        return _Gathered(
-            self.rows, self.rejected + more.rejected, self.redacted + more.redacted, self.sources + more.sources
-        )
+        return _Gathered(self.rows, self.rejected + more.rejected, self.sources + more.sources)
 
 
 def _gather(recipe: Recipe, sources: list[Source], needs: Needs) -> _Gathered:
-    """Rows and rejects of all sources, redacted and under the system prompt where the recipe says so."""
+    """Rows and rejects of all sources, under the recipe's system prompt."""
     domain = domains.load(recipe.domain)
     rows: list[Sample] = []
     rejected: list[Reject] = []
@@ -165,17 +192,12 @@ def _gather(recipe: Recipe, sources: list[Source], needs: Needs) -> _Gathered:
         if recipe.data.columns and not source.columns and not source.path.startswith("world:"):
             source = source.model_copy(update={"columns": recipe.data.columns})
         loaded = load(source, domain, on_bad_row=recipe.data.on_bad_row, needs=needs)
-        rows += loaded.rows if needs == "answer" else _named(loaded.rows, source, domain)
+        rows += loaded.rows if needs == "answer" else _named(loaded.rows, source.path, domain)
         rejected += loaded.rejected
         counts = {"in": len(loaded.rows) + len(loaded.rejected), "kept": len(loaded.rows)}
         reasons = dict(Counter(reject.reason for reject in loaded.rejected).most_common())
         told.append({"path": source.path, **counts, "rejected": len(loaded.rejected), "reasons": reasons})
-    rows, redacted = unique_ids(rows), 0
-    if recipe.data.redact:
-        clean = [redact_sample(row) for row in rows]
-        redacted = sum(after is not before for before, after in zip(rows, clean, strict=True))
-        rows = clean
-    return _Gathered([with_system(row, recipe.data.system) for row in rows], rejected, redacted, told)
+    return _Gathered([with_system(row, recipe.data.system) for row in unique_ids(rows)], rejected, told)
 
 
 def with_system(row: Sample, system: str | None) -> Sample:
@@ -197,9 +219,21 @@ def question_key(row: Sample) -> tuple[str, ...]:
 
 
 def _prepared(
-    train: list[Sample], valid: list[Sample], got: _Gathered, dropped: dict[str, int], found: list[Leak]
+    recipe: Recipe,
+    train: list[Sample],
+    valid: list[Sample],
+    got: _Gathered,
+    dropped: dict[str, int],
+    found: list[Leak],
 ) -> Prepared:
+    """Redaction comes last: a leaked question is found by its own words, names and numbers included."""
+    whole, redacted = train, 0
+    if recipe.data.redact:
+        clean = [[redact_sample(row) for row in rows] for rows in (train, valid)]
+        pairs = zip([*train, *valid], [row for rows in clean for row in rows], strict=True)
+        redacted = sum(before is not after for before, after in pairs)
+        train, valid = clean
     sizes = {"in": got.read, "train": len(train), "valid": len(valid), "rejected": len(got.rejected)}
     hashes = {"train": rows_digest(train)} | ({"valid": rows_digest(valid)} if valid else {})
-    counts = {**sizes, **dropped, "redacted": got.redacted}
-    return Prepared(train, valid, got.rejected, hashes, counts, found, got.sources)
+    counts = {**sizes, **dropped, "redacted": redacted}
+    return Prepared(train, valid, got.rejected, hashes, counts, found, got.sources, whole)

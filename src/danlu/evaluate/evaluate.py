@@ -28,6 +28,7 @@ from danlu.evaluate.score import Row, sample_of, scored_row, summarise
 from danlu.generate import Generator, Sampling
 from danlu.recipe import Eval, Mode, Recipe
 from danlu.records import Completion, Sample, Score
+from danlu.rewards import rules
 from danlu.rewards.verify import VERSION, verify
 from danlu.run import Run, iter_jsonl, write_json
 
@@ -91,6 +92,7 @@ def evaluate(
         **settings.model_dump(mode="json", exclude={"benchmarks", "batch"}),
         "think": generator.think.style,
         "verifier": VERSION,
+        "rules": rules.VERSION,
         "prompts": _prompt_hash(items, settings.system),
     }
     errors = sum(row["finish"] == "error" for row in briefs if not row.get("unscorable"))
@@ -169,8 +171,8 @@ def _set_thinking(generator: Any, mode: Mode) -> None:
 
 
 def verdict_of(sample: Sample, completion: Completion) -> Score:
-    """The verdict on one completion: by the rule of a safety probe, else against the gold answer."""
-    return verify(sample, completion)
+    """The verdict on one completion: by the question's rule of words where it has one, else against the gold answer."""
+    return rules.judge(sample, completion) if rules.has_rule(sample) else verify(sample, completion)
 
 
 def _rows(
