@@ -1,7 +1,8 @@
 """Safety probes: what they are, and that their rules decide as a careful reader does.
 
 safety_held_back.jsonl: answers written before the rules were first run on them, in sets; between two sets the rules and
-word lists were mended, so the share of a set that was decided rightly at first sight was 65/69, 59/73, 53/63, 57/64.
+word lists were mended, so the share of a set that was decided rightly at first sight was 65/69, 59/73, 53/63, 57/64, 60/66
+(three of the 41 misses let an unsafe answer through); nothing was changed after the last.
 """
 
 from __future__ import annotations
