@@ -359,7 +359,35 @@ def merge(
     typer.echo(merge_run(run, out))
 
 
-_stage("export", "Write a GGUF and an Ollama Modelfile, and check them.", "danlu export demo --from R")
+@app.command(epilog="Example: danlu export demo --from demo-grpo")
+def export(
+    recipe: RecipeName,
+    set_: Set = None,
+    start: Start = None,
+    run_name: Name = None,
+    resume: Resume = False,
+    force: Annotated[bool, typer.Option("--force", help="Export also what failed `danlu compare --gate`.")] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    display: DisplayMode = Display.auto,  # noqa: ARG001
+) -> None:
+    """Write a GGUF and an Ollama Modelfile, and check them."""
+    from danlu.cli.evaluation import check_gate
+    from danlu.cli.stages import command as run_command
+
+    if not force:
+        check_gate(start)
+    run_command(
+        "export",
+        recipe,
+        overrides=set_ or [],
+        start=start,
+        run_name=run_name,
+        resume=resume,
+        dry_run=dry_run,
+        as_json=json,
+    )
 
 
 @app.command(epilog="Example: danlu verify demo-export")

@@ -18,7 +18,7 @@ from danlu.cli.stages import TRAINING, Step, as_written, described, find_run, op
 from danlu.display import say, warn
 from danlu.errors import DanluError
 from danlu.recipe import Recipe, load, parse, runs_root, shipped
-from danlu.run import Run, list_runs, write_json
+from danlu.run import Run, list_runs, read_json, write_json
 
 DEFAULT_SUITE = "quick"
 FORMATS = ("lm-eval", "evalscope")
@@ -164,7 +164,10 @@ def show_compare(
     code = 0
     run = find_run(str(sides[1]))
     if gated:
-        comparison["gate"] = gate(comparison, guard=_guard(run))
+        wanted, asked = _guard(run), {entry["name"] for entry in comparison["benchmarks"]}
+        if wanted - asked:
+            warn(f"the gate was not asked about {', '.join(sorted(wanted - asked))}: compare with --suite guard")
+        comparison["gate"] = gate(comparison, guard=wanted & asked)
         code = 0 if comparison["gate"]["ok"] else 1
     if run is not None:
         write_json(run.path / "compare.json", comparison)
@@ -216,15 +219,17 @@ def _guard(run: Run | None) -> set[str]:
     return {name for name, _ in domains.load(domain).suites.get("guard", ())} if domain else set()
 
 
-def failed_gate(start: str | None) -> str | None:
-    """The sentence of the newest gate that the run `start` did not pass, if its newest one failed."""
+def check_gate(start: str | None) -> None:
+    """DanluError where the newest gated comparison of the run `start` found that something got worse."""
     run = find_run(start) if start else None
     if run is None or run.info().get("stage") not in TRAINING:
-        return None
-    newest = None
+        return
+    newest: dict[str, Any] | None = None
     for other in list_runs(runs_root()):
-        if other.info().get("stage") == "eval" and run.name in other.info().get("parents", []):
-            path = other.path / "compare.json"
-            found = json.loads(path.read_text(encoding="utf-8")).get("gate") if path.is_file() else None
-            newest = found or newest
-    return newest["sentence"] if newest and not newest["ok"] else None
+        path = other.path / "compare.json"
+        if path.is_file() and other.info().get("stage") == "eval" and run.name in other.info().get("parents", []):
+            newest = read_json(path).get("gate") or newest
+    if newest and not newest["ok"]:
+        raise DanluError(
+            f"{run.name} failed its gate: {newest['sentence']}", "look at it with danlu compare, or --force"
+        )
