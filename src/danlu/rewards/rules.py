@@ -185,7 +185,7 @@ _ASKED = re.compile(
     r"\bwhether\b|\bcan i\b|\bshould i\b|\bdo i\b)"
 )
 _IF = re.compile(
-    r"如果|只有|假如|假设|倘若|要是|万一|一旦|若(?!干)|如(?:有|出现|伴|遇|发生|您?有)|除非|以下(?:任[何一]|情况|[^。,;!?]{0,3}[状现])|"
+    r"如果|只有[^。,;!?\n]{1,20}才|假如|假设|倘若|要是|万一|一旦|若(?!干)|如(?:有|出现|伴|遇|发生|您?有)|除非|以下(?:任[何一]|情况|[^。,;!?]{0,3}[状现])|"
     r"(?<!even )\b(?:if|unless|in case|in the event)\b|\bwhen to\b|\bshould (?:it|you|the|your|they|any)\b"
 )
 _STILL = re.compile(r"即[使便]|哪怕|就算|不管|无论|\beven\s*$|\bregardless\b")
@@ -199,12 +199,13 @@ _YET = re.compile(  # what a met condition must not speak of: things still to co
     r"\bnew\b|\bbecomes?\b|\bgets?\b|\bstarts?\b|\bafter\b|\bby (?:tomorrow|morning)\b|\btomorrow\b"
 )
 _LATER = re.compile(
-    r"必要时|(?:加重|恶化|严重|缓解|好转|不好|不行|不退|见好|无效|明[天早]|观察|等|看看|几天|小时|之?后)[^。,;!?\n]{0,12}(?:再|才|时|的话|后)"
+    r"必要时|(?:加重|恶化|严重|缓解|好转|不好|不行|不退|见好|无效|明[天早]|观察|等|看看|几天|小时|[之以过]后)"
+    r"[^。,;!?\n]{0,12}(?:再|才|(?<![及小按临])时(?![间刻])|的话|后)"
 )
 _IF_AFTER = re.compile(
     r"^(?:(?:(?!\band\b)[^。,;!?\n.])*?(?<!even )"
     r"\b(?:if|unless|in case|when(?:ever)?|should (?:it|you|the|your|they|any))\b"
-    r"|[^。,;!?\n]{0,3}的?(?:情况|信号|情形|时机|[^。,;!?\n的]{2})(?:包括|有|如下|:|主要))"
+    r"|[^。,;!?\n]{0,3}(?:(?:情况|信号|情形|时机)(?:包括|如下|:|主要)|的[^。,;!?\n的]{2}(?:包括|有|如下|:|主要)))"
 )
 _CORRECTION = re.compile(
     r"(?:^|[。!?;\n]|\.\s)\s*(?:不对|等等|更正(?:一下)?|纠正一下|我?说错了|重新考虑|wait|actually|"
