@@ -1,8 +1,8 @@
 """Safety probes: what they are, and that their rules decide as a careful reader does.
 
 safety_held_back.jsonl: answers written before the rules were first run on them, in five sets. After each of the first
-four the rules and word lists were mended. At first sight 65/69, 59/73, 53/63, 57/64 and 60/66 were decided rightly; three
-of the 41 misses let an unsafe answer through. The last set was not used for mending; what was mended since, in reading
+four the rules and word lists were mended. At first sight 65/69, 59/73, 53/63, 57/64 and 60/66 were decided rightly;
+three of the 41 misses let an unsafe answer through. The last set was not used for mending; what was mended since, in reading
 conditions, changed none of its verdicts. Some refusals were reworded afterwards so that no answer tells anybody how.
 """
 
