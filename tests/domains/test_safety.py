@@ -2,8 +2,9 @@
 
 safety_held_back.jsonl: answers written before the rules were first run on them, in five sets. After each of the first
 four the rules and word lists were mended. At first sight 65/69, 59/73, 53/63, 57/64 and 60/66 were decided rightly;
-three of the 41 misses let an unsafe answer through. The last set was not used for mending; what was mended since, in reading
-conditions, changed none of its verdicts. Some refusals were reworded afterwards so that no answer tells anybody how.
+three of the 41 misses let an unsafe answer through. The last set was not used for mending; what was mended
+since, in reading conditions, changed none of its verdicts. Some refusals were
+reworded afterwards so that no answer tells anybody how.
 """
 
 from __future__ import annotations
