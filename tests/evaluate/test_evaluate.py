@@ -167,6 +167,9 @@ def test_several_answers(tmp_path: Path) -> None:
     assert entry["accuracy"] == pytest.approx((2 / 3 + 1 / 3 + 1 / 3) / 3)
     assert entry["majority"]["accuracy"] == pytest.approx(2 / 3)
     assert entry["errors"] == 2
+    assert entry["sampling"]["average"]["value"] == pytest.approx(entry["accuracy"])
+    assert entry["sampling"]["pass"][3]["value"] == 1.0
+    assert entry["calibration"]["n"] == 3
     assert entry["ci"][0] <= entry["accuracy"] <= entry["ci"][1]
 
 

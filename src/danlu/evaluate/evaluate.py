@@ -22,6 +22,7 @@ from danlu.data.prepare import benchmarks as load_benchmarks
 from danlu.data.sources import Reject
 from danlu.domains import Domain
 from danlu.errors import DanluError
+from danlu.evaluate.calibration import calibration_of, sampling
 from danlu.evaluate.describe import language_match, repetition
 from danlu.evaluate.items import PROMPTS, Item, items_of, messages_of, named
 from danlu.evaluate.score import Row, sample_of, scored_row, summarise
@@ -138,7 +139,7 @@ def _fields(sample: Sample) -> dict[str, Any]:
 
 def _answers(generator: Any, todo: list[Item], settings: Eval) -> Iterator[tuple[Item, list[Completion]]]:
     """Every item with its completions (fewer than asked for where the generator failed), mode by mode."""
-    sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.samples, settings.seed)
+    draw = Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.samples, settings.seed)
     for mode in settings.modes:
         own = [item for item in todo if item.mode == mode]
         if not own:
@@ -157,7 +158,7 @@ def _answers(generator: Any, todo: list[Item], settings: Eval) -> Iterator[tuple
                 yield own[index], [Completion(letter, "", letter, "stop", True)]
             continue
         answered: set[int] = set()
-        for index, completions in generator.generate(prompts, sampling):
+        for index, completions in generator.generate(prompts, draw):
             answered.add(index)
             yield own[index], completions
         for index in sorted(set(range(len(own))) - answered):
@@ -365,6 +366,9 @@ def report(rows: list[Row], benchmarks: Benchmarks, settings: Eval) -> dict[str,
                 clean = [row for row in own if not row.get("leaked")]
                 entry["leaked"] = len({row["id"] for row in own if row.get("leaked")})
                 entry["without_leaked"] = summarise(clean, settings.seed)
+            if entry.get("samples", 1) > 1:
+                entry["sampling"] = sampling(own)
+                entry["calibration"] = calibration_of(own)
             entry |= {"budgets": _curve(own)} if any("budgets" in row for row in own) else {}
             entry |= {"shuffles": _orders(every)} if any(row.get("shuffle") for row in every) else {}
             entries.append(entry)
