@@ -35,6 +35,13 @@ def test_a_shipped_recipe_loads_and_plans(name):
     assert json.loads(described(recipe, steps, as_json=True))["recipe"] == recipe.resolved()
 
 
+def test_the_successor_of_v3_follows_the_ablation():
+    v4 = load("qwen3-1.7b-medical-qlora-v4")
+    assert v4.data.masking is None
+    assert (v4.data.overlong, v4.data.redact, v4.data.decontaminate) == ("truncate-reasoning", True, True)
+    assert (v4.model, v4.sft.optimizer) == (load("qwen3-1.7b-medical-qlora-v3").model, v4.sft.optimizer)
+
+
 def test_qwen3_versions_differ_only_as_published():
     v1, v2, v3 = (load(f"qwen3-1.7b-medical-qlora-v{n}") for n in (1, 2, 3))
     assert (v1.model.id, v1.model.quantization) == ("Qwen/Qwen3-1.7B", "nf4")
