@@ -126,6 +126,7 @@ def test_a_full_page(tmp_path: Path) -> None:
     assert text.index('class="verdict ') < text.index("<svg") < text.index("<table")
     assert text.index('id="lost-0"') < text.index('id="gained-0"')
     assert "the answer-only control shows +0.0" in text
+    assert "of 3 after" not in text  # answers under shuffled options are not read
 
 
 def test_nothing_is_fetched_and_every_link_leads_somewhere(tmp_path: Path) -> None:
@@ -166,6 +167,7 @@ def test_the_forest_is_to_scale(tmp_path: Path) -> None:
     ticks = {label: float(x) for x, label in re.findall(r'<text x="([\d.]+)%"[^>]*>([^<]+)<', forest)}
     assert ticks["0"] == pytest.approx(zero)
     assert len(ticks) >= 4
+    assert (min(ticks.values()), max(ticks.values())) == (0, 100)
     for label, x in ticks.items():
         assert x - zero == pytest.approx(float(label) / 50 * (up - zero), abs=0.05)
     assert all(0 <= x <= 100 for x in [*ticks.values(), low, high])
@@ -218,6 +220,16 @@ def test_a_question_and_both_answers(tmp_path: Path) -> None:
     assert "药理学" in item
 
 
+def test_several_letters(tmp_path: Path) -> None:
+    text = shown(tmp_path, side("r", target="AC", extracted="AC"), side("w", target="AC", extracted="BC"))
+    marks = re.findall(r'<li class="(\w*)"><b>(\w)</b> [^<]*<small class="(\w+)">([^<]*)<', text)
+    assert marks == [
+        ("gold", "A", "ok", "gold · base"),
+        ("", "B", "no", "tuned"),
+        ("gold", "C", "ok", "gold · base · tuned"),
+    ]
+
+
 def test_what_is_wrong_with_an_answer_is_told(tmp_path: Path) -> None:
     tuned = side("t", repetition=0.62, language_match=False)
     tuned[0] |= {"answer": "", "output": "<think>\nround and round"}
@@ -233,6 +245,9 @@ def test_several_answers_show_one_that_changed(tmp_path: Path) -> None:
     text = shown(tmp_path, base, tuned)
     assert "right in 2 of 2 answers before, in 1 of 2 after" in text
     assert "the second" in text
+    back = shown(tmp_path, tuned, base)  # gained
+    assert "right in 1 of 2 answers before, in 2 of 2 after" in back
+    assert "the second" in back
 
 
 def test_lost_and_gained_are_limited_and_fairly(tmp_path: Path) -> None:
@@ -331,3 +346,5 @@ def test_markdown(tmp_path: Path) -> None:
     assert "without 5 leaked questions: better: +45.5 points" in text
     assert "(stops by itself: 100.0 % → 50.0 %)" in text
     assert "\\" not in text
+    rise = markdown(compared(tmp_path, side("w" * 30 + "t" * 30), side("r" * 60)))
+    assert "stops by itself" not in rise  # only what fell qualifies the verdict

@@ -108,9 +108,25 @@ def test_what_nobody_measured_is_told(tmp_path: Path) -> None:
 
 
 def test_controls_are_guarded_under_their_own_name_only(tmp_path: Path) -> None:
-    base = side("r" * 40, "mmlu") + side("r" * 40, "mmlu@answer_only")
-    tuned = side("r" * 40, "mmlu") + side("w" * 40, "mmlu@answer_only")
+    base = side("r" * 40, "mmlu") + side("r" * 40, "mmlu@answer_only", language_match=None)
+    tuned = side("r" * 40, "mmlu") + side("w" * 40, "mmlu@answer_only", language_match=None)
     found = compared(tmp_path, base, tuned)
     assert gate(found)["ok"]
+    assert gate(found)["unmeasured"] == []
     assert gate(found, guard={"mmlu"})["ok"]
     assert not gate(found, guard={"mmlu@answer_only"})["ok"]
+
+
+def test_an_interval_that_holds_0_is_no_failure(tmp_path: Path) -> None:
+    found = compared(tmp_path, side("r" * 40, "mmlu"), side("r" * 20 + "w" * 20, "mmlu"))
+    assert not gate(found)["ok"]
+    found["benchmarks"][0]["ci"][1] = 0.01
+    assert gate(found)["ok"]
+
+
+def test_a_guard_without_clean_questions_costs_the_others_no_power(tmp_path: Path) -> None:
+    base = side("r" * 40, "mmlu") + side("r" * 20, "safety", leaked=True)
+    tuned = side("r" * 34 + "w" * 6, "mmlu") + side("r" * 20, "safety", leaked=True)
+    result = gate(compared(tmp_path, base, tuned))
+    assert [test["benchmark"] for test in result["failures"]] == ["mmlu"]
+    assert result["failures"][0]["p"] == pytest.approx(2 / 2**6)

@@ -127,6 +127,8 @@ def test_several_answers_are_clustered(tmp_path: Path) -> None:
     assert (entry["n"], entry["gained"], entry["lost"]) == (30, 15, 0)
     assert entry["difference"] == pytest.approx(0.25)
     assert entry["verdict"] == "better"
+    square = 15 * 0.5**2 / 30
+    assert entry["minimum_detectable"] == stats.minimum_detectable(30, square, test="sign_flip")
     assert both(tmp_path, side([0] * 3), side([4] * 3))["verdict"] == "cannot tell"  # 12 answers, but 3 questions
 
 
@@ -281,7 +283,7 @@ def test_subjects_are_adjusted_and_small_ones_not_tested(tmp_path: Path) -> None
     for subject, before, after in (
         ("内科", "w" * 26, "r" * 6 + "w" * 20),
         ("外科", "r" * 30, "r" * 30),
-        ("药理", "w" * 19, "r" * 19),
+        ("药理", "w" * 19, "r" + "w" * 18),
     ):
         for side, new in zip((base, tuned), changed(before, after, subject=subject), strict=True):
             side += [{**row, "id": f"{subject}{row['id']}"} for row in new]
@@ -294,7 +296,7 @@ def test_subjects_are_adjusted_and_small_ones_not_tested(tmp_path: Path) -> None
     ]
     assert subjects["内科"]["p"] < 0.05 < subjects["内科"]["p_adjusted"] == pytest.approx(2 * subjects["内科"]["p"])
     assert (subjects["药理"]["verdict"], subjects["药理"]["p_adjusted"]) == ("cannot tell", None)
-    assert subjects["药理"]["sentence"] == "too small to tell: +100.0 points on 19 questions"
+    assert subjects["药理"]["sentence"] == "too small to tell: +5.3 points on 19 questions"
 
 
 def test_controls_never_decide_beside_what_they_control(tmp_path: Path) -> None:
@@ -310,6 +312,9 @@ def test_controls_never_decide_beside_what_they_control(tmp_path: Path) -> None:
     alone = both(tmp_path, only[0] + no_think[0], only[1] + no_think[1])
     assert [entry["decides"] for entry in alone["benchmarks"]] == [False, True]
     assert alone["verdict"] == "better"
+    letters = changed("w" * 80, "w" * 80, name="quiz@answer_only")
+    three = both(tmp_path, only[0] + letters[0] + no_think[0], only[1] + letters[1] + no_think[1])
+    assert [entry["decides"] for entry in three["benchmarks"]] == [False, False, True]
     assert split_name("a@b@no_think") == ("a@b", "no_think")
     assert split_name("org/set@main") == ("org/set@main", None)
 
@@ -371,6 +376,10 @@ def test_only_shared_and_clean_questions_are_divided(tmp_path: Path) -> None:
     entry = both(tmp_path, main[0] + control[0], main[1] + control[1])["benchmarks"][0]
     assert entry["format_and_knowledge"]["n"] == 20
     assert entry["format_and_knowledge"]["control"] == "quiz@loglikelihood"
+    asked = changed("w" * 40, "w" * 40, name="quiz@answer_only")  # preferred to the likelihood
+    three = both(tmp_path, main[0] + control[0] + asked[0], main[1] + control[1] + asked[1])["benchmarks"]
+    assert three[0]["format_and_knowledge"]["control"] == "quiz@answer_only"
+    assert ["format_and_knowledge" in entry for entry in three] == [True, False, False]
     assert "format_and_knowledge" not in both(tmp_path, *main)["benchmarks"][0]
     other = [{**row, "id": f"z{row['id']}"} for row in control[0]]
     assert both(tmp_path, main[0] + other, main[1] + other)["benchmarks"][0]["format_and_knowledge"] is None

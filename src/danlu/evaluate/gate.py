@@ -6,7 +6,7 @@ Four questions are asked of a comparison, each family Holm-adjusted by itself:
   stop rate, format rate, language match     of every benchmark, controls included: McNemar's exact test by question
                    (a sign-flip test for several answers), p < 0.05 and a fall.
 What was not measured is told and does not pass silently: a guard that was not asked fails the gate, a rate that rows
-do not know is listed in `unmeasured`.
+do not know is listed in `unmeasured` (of controls it is not: a bare letter has neither format nor language).
 Not covered: a fall too small for the questions asked. "Nothing got worse" means that none could be shown; the
 comparison's `minimum_detectable` says how large it would have had to be.
 """
@@ -43,7 +43,11 @@ def gate(comparison: dict[str, Any], *, guard: set[str] | None = None) -> dict[s
     for key, what in RATES.items():
         tests = [(entry["name"], (entry.get("rate_tests") or {}).get(key)) for entry in benchmarks]
         failures += _worse(what, [(name, test) for name, test in tests if test], interval=False)
-        unmeasured += [{"benchmark": name, "what": what} for name, test in tests if not test]
+        unmeasured += [
+            {"benchmark": entry["name"], "what": what}
+            for entry, (_, test) in zip(benchmarks, tests, strict=True)
+            if not test and entry.get("decides", True)
+        ]
     names = [entry["name"] for entry in guarded]
     return {
         "ok": not failures,

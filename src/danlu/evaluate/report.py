@@ -38,7 +38,8 @@ pre { font: .88em/1.5 ui-monospace, Menlo, Consolas, monospace; background: var(
 footer { margin-top: 3rem; border-top: 1px solid var(--line); font-size: .93rem }
 @media (max-width: 40rem) {
   thead { display: none } table, tbody { display: block }
-  tr { display: flex; flex-wrap: wrap; gap: .35rem 1rem; border-bottom: 1px solid var(--line); padding: .6rem 0 }
+  tr { display: flex; flex-wrap: wrap; align-items: end; gap: .35rem 1rem; border-bottom: 1px solid var(--line);
+    padding: .6rem 0 }
   td, td.n, td.n + td:not(.n) { border: 0; padding: 0; text-align: left; min-width: 3.6rem }
   td:first-child { flex: 1 0 100%; font-weight: 600 } td:empty { display: none }
   td[data-label]:not(:first-child)::before { content: attr(data-label); display: block; color: var(--quiet);
@@ -308,4 +309,6 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _mark(ok: bool | None) -> str:
-    return "" if ok is None else '<span class="ok">✓ holds</span>' if ok else '<span class="no">✗ fails</span>'
+    if ok is None:
+        return ""
+    return '<span class="ok">✓&nbsp;holds</span>' if ok else '<span class="no">✗&nbsp;fails</span>'

@@ -1,10 +1,10 @@
 """The verdict: the same questions before and after, paired, in one plain sentence.
 
 A side is an evaluation run, its artifact (report.json or scores.jsonl), or a score file. Rows are paired by
-(benchmark, id, index, shuffle). One answer a question: McNemar's exact test; several: a sign-flip test by question. The
-interval of the difference is a bootstrap over questions. better / worse needs p < 0.05 and an interval without 0; with
-several benchmarks p is Holm-adjusted, so that ten benchmarks do not find a winner by chance. Tasks, subjects and
-languages are described, with their own adjusted p, and never decide.
+(benchmark, id, index, shuffle). One answer a question: McNemar's exact test and Tango's interval; several: a sign-flip
+test by question and Student's t. better / worse needs p < 0.05 and an interval without 0; with several benchmarks p is
+Holm-adjusted, so that ten benchmarks do not find a winner by chance. Tasks, subjects and languages are described, with
+their own adjusted p, and never decide.
 
 What decides:
   controls   cmexam@no_think, @answer_only and @loglikelihood are controls of cmexam: they are adjusted among
@@ -32,7 +32,7 @@ from danlu.run import Run, read_json, read_jsonl
 
 ALPHA = 0.05
 NAMED = 5  # ids shown in an error or listed as unpaired
-SMALL = 20  # a subject or language with fewer questions is not tested
+SMALL = stats.SMALL  # a group with fewer questions is not tested
 CONTROLS = ("no_think", "answer_only", "loglikelihood")  # in the order in which one stands in for what it controls
 KNOWLEDGE = ("answer_only", "loglikelihood")  # controls that leave reasoning, format and stopping out
 MODES = ("think", *CONTROLS)
@@ -191,7 +191,7 @@ def _benchmark(name: str, pairs: Pairs, seed: int) -> dict[str, Any]:
     entry["leaked"] = len(leaked) if told else None
     entry["leaked_unknown"] = entry["n"] - len(told)
     clean = [pair for pair in own if pair[0]["id"] not in leaked]
-    entry["without_leaked"] = _short(paired(clean, seed=seed)) if told else None
+    entry["without_leaked"] = _short(clean, seed) if told else None
     entry["tasks"] = _groups(own, "task", seed)
     entry["subjects"] = _groups(own, "subject", seed)
     entry["languages"] = _groups(own, "language", seed)
@@ -212,26 +212,36 @@ def _leaked(pairs: Pairs) -> set[str]:
 
 def paired(pairs: Pairs, *, seed: int = 0) -> dict[str, Any]:
     """Figures of paired rows (base, tuned): n questions, accuracies, difference, interval, p, gained and lost ids."""
+    found = _accuracy(pairs, seed)
+    rates = {rate: _means(pairs, RATES[rate]) for rate in ("format_rate", "stop_rate")}
+    return {**found, **rates}
+
+
+def _accuracy(pairs: Pairs, seed: int) -> dict[str, Any]:
+    """`paired` without the rates."""
     found = _figures(pairs, _right, seed)
-    square = found.pop("square")
-    return {
-        **found,
-        "minimum_detectable": stats.minimum_detectable(found["n"], square),
-        "more_questions": stats.more_questions(found["n"], found["difference"] or 0.0, square),
-        "format_rate": _means(pairs, RATES["format_rate"]),
-        "stop_rate": _means(pairs, RATES["stop_rate"]),
-    }
+    n, square = found["n"], found.pop("square")
+    test: stats.Test = "mcnemar" if len(pairs) == n else "sign_flip"
+    found["minimum_detectable"] = stats.minimum_detectable(n, square, test=test)
+    found["more_questions"] = stats.more_questions(n, found["difference"] or 0.0, square, test=test)
+    return found
 
 
 def _figures(pairs: Pairs, value: Callable[[Row], Any], seed: int) -> dict[str, Any]:
     """Paired figures of a share; base, tuned, difference and ci are None without any pair."""
-    questions: dict[str, list[tuple[float, float]]] = {}
+    questions: dict[str, int] = {}  # id -> row of `sums`
+    sums: list[list[float]] = []  # right before, right after, answers
     for base, tuned in pairs:
-        questions.setdefault(base["id"], []).append((float(value(base)), float(value(tuned))))
+        place = questions.setdefault(base["id"], len(sums))
+        if place == len(sums):
+            sums.append([0.0, 0.0, 0.0])
+        own = sums[place]
+        own[0], own[1], own[2] = own[0] + value(base), own[1] + value(tuned), own[2] + 1
     if not questions:
         unknown = dict.fromkeys(("base", "tuned", "difference", "ci"))
         return {"n": 0, **unknown, "p": 1.0, "gained": 0, "lost": 0, "gained_ids": [], "lost_ids": [], "square": 0.0}
-    means = np.array([[sum(side) / len(side) for side in zip(*own, strict=True)] for own in questions.values()])
+    totals = np.array(sums)
+    means = totals[:, :2] / totals[:, 2:]
     differences = means[:, 1] - means[:, 0]
     gained = [name for name, d in zip(questions, differences, strict=True) if d > 0]
     lost = [name for name, d in zip(questions, differences, strict=True) if d < 0]
@@ -294,9 +304,10 @@ def _outcomes(rows: Iterable[Row]) -> dict[str, float]:
     return {name: found.count(name) / len(found) for name in OUTCOMES}
 
 
-def _short(figures: dict[str, Any]) -> dict[str, Any]:
-    kept = ("n", "base", "tuned", "difference", "ci", "p", "gained", "lost", "minimum_detectable", "more_questions")
-    return {key: figures[key] for key in kept}
+def _short(pairs: Pairs, seed: int) -> dict[str, Any]:
+    """The figures of a part: without lists of ids."""
+    found = _accuracy(pairs, seed)
+    return {key: found[key] for key in found if key not in ("gained_ids", "lost_ids")}
 
 
 def _groups(pairs: Pairs, field: str, seed: int) -> list[dict[str, Any]]:
@@ -306,7 +317,7 @@ def _groups(pairs: Pairs, field: str, seed: int) -> list[dict[str, Any]]:
         name = base.get(field) if base.get(field) is not None else tuned.get(field)
         if name is not None:
             groups.setdefault(str(name), []).append((base, tuned))
-    entries = [{"name": name, **_short(paired(own, seed=seed))} for name, own in groups.items()]
+    entries = [{"name": name, **_short(own, seed)} for name, own in groups.items()]
     for entry in entries:
         entry["too_small"] = entry["n"] < SMALL
     _adjust([entry for entry in entries if not entry["too_small"]])
@@ -336,7 +347,7 @@ def _shuffles(pairs: Pairs, seed: int) -> dict[str, Any] | None:
         side: sum(all(_right(pair[i]) for pair in own) for own in several.values()) / len(several) if several else None
         for i, side in enumerate(("base", "tuned"))
     }
-    return {"orders": len(orders), **_short(paired(pairs, seed=seed)), "consistent": consistent}
+    return {"orders": len(orders), **_short(pairs, seed), "consistent": consistent}
 
 
 def _budgets(pairs: Pairs) -> list[dict[str, Any]]:
@@ -403,7 +414,7 @@ def divide(
     Leaked questions are left out: what was learnt by heart would pass for knowledge.
 
     {"control", "n", "difference", "answer_only_difference", "answer_only_ci", "rest", "rest_ci", "share", "sentence"}:
-    the control sees knowledge only, so `rest` (their difference, with a bootstrap interval over questions) is what
+    the control sees knowledge only, so `rest` (their difference, paired by question) is what
     format, reasoning and stopping gained. `share` is the control's part, None where there is no gain to divide.
     None where the two share no question.
     """
