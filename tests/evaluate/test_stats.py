@@ -258,8 +258,8 @@ def test_tango_holds_what_the_score_test_keeps(gained: int, lost: int, n: int) -
 
 
 def test_tango_leaves_out_0_where_mcnemar_is_significant() -> None:
-    for gained in range(40):
-        for lost in range(40):
+    for gained in range(24):
+        for lost in range(24):
             low, high = stats.tango(gained, lost, 100)
             assert stats.mcnemar(gained, lost) >= 0.05 or low > 0 or high < 0
 
@@ -394,3 +394,52 @@ def test_subgroups_hold_their_error_rate() -> None:
         ]
         found += any(entry["p_adjusted"] < 0.05 for entry in stats.subgroups(*sides, "g"))
     assert found / 300 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+
+
+# ---- promises by simulation; the full sizes are in bench/statistics.py
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clusters", [30, 100])
+@pytest.mark.parametrize("difference", [0.0, 0.06])
+def test_clustered_intervals_cover_and_clusters_ignored_do_not(clusters: int, difference: float) -> None:
+    rng = np.random.default_rng(clusters)
+    kept = np.zeros(2)
+    for _ in range(1500):
+        labels = np.repeat(np.arange(clusters), rng.choice([1, 2, 3, 4], clusters))
+        drawn = rng.random(clusters)[labels]  # a cluster's questions are all alike
+        values = np.where(drawn < 0.1 + difference / 2, 1.0, np.where(drawn < 0.2, -1.0, 0.0))
+        for place, own in enumerate((labels, None)):
+            low, high = stats.paired_interval(0 * values, values, own)
+            kept[place] += low <= difference <= high
+    assert kept[0] / 1500 == pytest.approx(0.95, abs=0.025)
+    assert kept[1] / 1500 < 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "discordance"), [(50, 0.1), (100, 0.2), (300, 0.15)])
+def test_tango_covers_and_the_verdict_keeps_its_error_rate(n: int, discordance: float) -> None:
+    """Exact: every table by its probability."""
+    for difference in (0.0, 0.5 * discordance):
+        up, down = (discordance + difference) / 2, (discordance - difference) / 2
+        tables = [(g, b) for g in range(n // 2) for b in range(n // 2) if g + b <= min(n, 4 * n * discordance)]
+        chances = scipy.stats.multinomial.pmf([(g, b, n - g - b) for g, b in tables], n, [up, down, 1 - up - down])
+        kept = told = 0.0
+        for (g, b), chance in zip(tables, chances, strict=True):
+            if chance > 1e-9:
+                low, high = stats.tango(g, b, n)
+                kept += chance * (low <= difference <= high)
+                told += chance * (stats.mcnemar(g, b) < 0.05 and (low > 0 or high < 0))
+        assert 0.94 <= kept <= 0.965
+        assert difference > 0 or told <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("questions", [30, 150])
+def test_means_of_several_answers_are_covered(questions: int) -> None:
+    rng = np.random.default_rng(questions)
+    kept = 0
+    for _ in range(2000):
+        low, high = stats.share_interval(rng.binomial(4, rng.beta(2, 0.5, questions)) / 4)
+        kept += low <= 0.8 <= high
+    assert kept / 2000 == pytest.approx(0.95, abs=0.02)
