@@ -156,9 +156,9 @@ def _named(entry: Mapping[str, Any]) -> str:
 
 
 def _name(entry: Mapping[str, Any]) -> str:
-    """The name as markup that may break before the mode."""
+    """The name as markup that may break before the mode, and after a slash or an underscore."""
     control = "" if entry.get("decides", True) else ' <span class="quiet">control</span>'
-    return plain(entry["name"]).replace("@", "<wbr>@") + control
+    return re.sub(r"(?=@)|(?<=[/_])", "<wbr>", plain(entry["name"])) + control
 
 
 def _asked(benchmarks: Sequence[Mapping[str, Any]]) -> str:
