@@ -211,6 +211,9 @@ class Eval(Section):
         " (a control) | the likeliest option without generating",
     )
     shuffles: int = Field(0, ge=0, description="more orders of the options that each question is asked in")
+    judge: str | None = Field(
+        None, description="endpoint of an LLM that judges questions with rubrics (http://host:port/v1#model)"
+    )
     budgets: list[int] = Field([], description="accuracy if answers were cut at so many tokens, from one generation")
     max_tokens: int = Field(1024, ge=1)
     temperature: float = Field(0.0, ge=0, description="0: greedy")

@@ -15,11 +15,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from danlu import display
 from danlu.data.prepare import benchmarks as load_benchmarks
 from danlu.data.sources import Reject
+from danlu.data.suites import judged
 from danlu.domains import Domain
 from danlu.errors import DanluError
 from danlu.evaluate.calibration import calibration_of, sampling
@@ -30,6 +32,8 @@ from danlu.generate import Generator, Sampling
 from danlu.recipe import Eval, Mode, Recipe
 from danlu.records import Completion, Sample, Score
 from danlu.rewards import rules
+from danlu.rewards.judge import Judge
+from danlu.rewards.rubric import rubric
 from danlu.rewards.verify import VERSION, verify
 from danlu.run import Run, iter_jsonl, write_json
 
@@ -79,10 +83,10 @@ def evaluate(
     _write_unscorable(run, rejected or {}, settings, done)
     todo = [item for item in items if item.key not in done]
     tally = Counter(row["outcome"] == "right" for row in _stored(run))
-    with display.task(f"eval {generator.name}", len(items)) as progress:
+    with _judge(settings, todo) as judge, display.task(f"eval {generator.name}", len(items)) as progress:
         progress.advance(len(items) - len(todo))
         for item, completions in _answers(generator, todo, settings):
-            rows = _rows(item, completions, settings, generator, leaked)
+            rows = _rows(item, completions, settings, generator, leaked, judge)
             run.write_samples(rows)
             tally.update(row["outcome"] == "right" for row in rows)
             progress.advance(1, accuracy=tally[True] / tally.total())
@@ -111,7 +115,7 @@ def rescore(run: Run) -> dict[str, Any]:
     staged = path.with_suffix(".tmp")
     with staged.open("w", encoding="utf-8") as file:
         for row in iter_jsonl(run.path / "samples.jsonl"):
-            if not row.get("unscorable"):
+            if not row.get("unscorable") and "value" not in row:  # what a judge said stands
                 known = {"rule": row["rule"]} if "rule" in row else {}
                 sample = sample_of(row)
                 sample = Sample(**{**_fields(sample), "meta": known})
@@ -171,9 +175,27 @@ def _set_thinking(generator: Any, mode: Mode) -> None:
         generator.thinking = mode == "think"
 
 
-def verdict_of(sample: Sample, completion: Completion) -> Score:
-    """The verdict on one completion: by the question's rule of words where it has one, else against the gold answer."""
+def verdict_of(sample: Sample, completion: Completion, judge: Judge | None = None) -> Score:
+    """The verdict on one completion: by the question's rule of words or its rubrics, else against the gold answer."""
+    if sample.meta.get("rubrics"):
+        if judge is None:
+            return Score(0.0, "none", None, "rubrics need a judge: set eval.judge")
+        return rubric(sample, completion, judge) or Score(0.0, "none", None, "the judge failed")
     return rules.judge(sample, completion) if rules.has_rule(sample) else verify(sample, completion)
+
+
+@contextmanager
+def _judge(settings: Eval, items: list[Item]) -> Iterator[Judge | None]:
+    """The judge of the recipe, where a question needs one."""
+    needed = any(item.sample.meta.get("rubrics") for item in items)
+    if needed and settings.judge is None:
+        display.warn("questions with rubrics count as not answered: there is no judge (eval.judge)")
+    if not needed or settings.judge is None:
+        yield None
+        return
+    with Judge(settings.judge) as judge:
+        yield judge
+        display.say(f"judge {judge.name}: {json.dumps(judge.usage())}")
 
 
 def _rows(
@@ -182,12 +204,13 @@ def _rows(
     settings: Eval,
     generator: Any,
     leaked: Collection[tuple[str, str]] | None,
+    judge: Judge | None,
 ) -> list[Row]:
     failed = Completion("", "", "", "error", False)
     padded = [*completions[: settings.samples], *[failed] * (settings.samples - len(completions))]
     if item.mode == "loglikelihood":
         padded = padded[:1]
-    return [_row(item, i, completion, settings, generator, leaked) for i, completion in enumerate(padded)]
+    return [_row(item, i, completion, settings, generator, leaked, judge) for i, completion in enumerate(padded)]
 
 
 def _row(
@@ -197,8 +220,10 @@ def _row(
     settings: Eval,
     generator: Any,
     leaked: Collection[tuple[str, str]] | None,
+    judge: Judge | None,
 ) -> Row:
     sample = item.sample
+    score = verdict_of(sample, completion, judge)
     known = {"options": sample.options, "aliases": list(sample.aliases), "distractors": list(sample.distractors)}
     subject = sample.meta.get("subject") or sample.meta.get("subject_name")
     row: Row = {
@@ -214,7 +239,7 @@ def _row(
         "answer": completion.answer,
         "reasoning_length": len(completion.reasoning),
         "answer_length": len(completion.answer),
-        **scored_row(verdict_of(sample, completion), completion),
+        **scored_row(score, completion),
         "tokens": len(completion.tokens),
         "repetition": repetition(completion.text),
     }
@@ -228,6 +253,7 @@ def _row(
         "leaked": (item.benchmark.partition("@")[0], sample.id) in leaked if leaked is not None else None,
         "budgets": _budgets(sample, completion, settings, generator),
         "rule": sample.meta.get("rule"),
+        "value": score.value if sample.meta.get("rubrics") else None,
     }
     if item.mode != "think":  # nothing is to be opened or closed: an answer is all the format there is
         row["well_formed"] = completion.finish == "stop" and bool(completion.answer.strip())
@@ -310,7 +336,7 @@ def _check(benchmarks: Benchmarks) -> None:
             if count > 1:
                 raise DanluError(f"benchmark {name}: id {sample_id!r} occurs {count} times", "make the ids unique")
         for sample in samples:
-            if not (sample.target or "").strip():
+            if not (sample.target or "").strip() and not judged(sample):
                 raise DanluError(f"benchmark {name}: {sample.id} has no target", "give every question a gold answer")
 
 
@@ -366,6 +392,9 @@ def report(rows: list[Row], benchmarks: Benchmarks, settings: Eval) -> dict[str,
                 clean = [row for row in own if not row.get("leaked")]
                 entry["leaked"] = len({row["id"] for row in own if row.get("leaked")})
                 entry["without_leaked"] = summarise(clean, settings.seed)
+            values = [row["value"] for row in own if "value" in row]
+            if values:  # rubrics: the mean share of points; `accuracy` is the share with all of them
+                entry["value"] = sum(values) / len(own)
             if entry.get("samples", 1) > 1:
                 entry["sampling"] = sampling(own)
                 entry["calibration"] = calibration_of(own)
