@@ -1,6 +1,9 @@
 """A table of answers in Chinese and English with the verdict a careful reader would give."""
 
+import json
+import random
 import time
+from pathlib import Path
 
 import pytest
 
@@ -114,8 +117,8 @@ CHOICES = [
     # never a guess
     (B, "答案是A。答案是B。", "ambiguous"),
     (B, "A. 心绞痛\nB. 急性心肌梗死\nC. 主动脉夹层\nD. 肺栓塞", "ambiguous"),
-    (B, "心绞痛、急性心肌梗死、主动脉夹层、肺栓塞、气胸", "ambiguous"),
-    (B, "A B C D E", "ambiguous"),
+    (B, "心绞痛、急性心肌梗死、主动脉夹层、肺栓塞、气胸", "none"),
+    (B, "A B C D E", "none"),
     (B, r"\boxed{A} \boxed{B}", "ambiguous"),
     (B, "答案是B. 心绞痛", "ambiguous"),
     (B, "可能是心绞痛或急性心肌梗死", "ambiguous"),
@@ -197,6 +200,14 @@ OPEN = [
     (open_question("1,25-二羟维生素D3"), "1,25-二羟维生素D3", "right"),
     (open_question("+"), "+", "right"),
     (open_question("+"), "-", "wrong"),
+    # either Chinese script
+    (LUNG, "診斷為肺結核", "wrong"),
+    (open_question("支气管扩张"), "支氣管擴張", "right"),
+    (open_question("支氣管擴張"), "诊断：支气管扩张。", "right"),
+    (open_question("支氣管擴張"), "並非支氣管擴張", "wrong"),
+    (open_question("10 mg"), "每日10mg", "right"),
+    (open_question("10 mg"), "110 mg", "wrong"),
+    (open_question("10 mg"), "10 ml", "wrong"),
 ]
 
 
@@ -269,9 +280,127 @@ HOSTILE += [
 ]
 
 
+LONG = [
+    " ",
+    "(",
+    "A",
+    "A ",
+    "A、",
+    "**A",
+    "答案",
+    "答案是",
+    "选",
+    "急性心肌梗死",
+    "\\boxed{",
+    "|答案 |",
+    "<answer>",
+    "选项2",
+    "not A or ",
+]
+LONG += [
+    "A. ",
+    "因此A。",
+    "- A. 心绞痛：错误\n",
+    "“",
+    "不是、",
+    "vitamin A and ",
+    "\n参考文献",
+    "{",
+    "answer is not ",
+    "1、2、",
+    "|--|\n",
+]
+HOSTILE += [(part * 50_000)[:50_000] for part in LONG] + ["|答案" + " |" * 25_000, "答案" + " " * 50_000]
+
+
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_any_text_gets_a_verdict_quickly(text: str) -> None:
     started = time.perf_counter()
     for sample in (B, ACD, LUNG):
         assert verify(sample, said(text)).outcome in ("wrong", "none", "ambiguous", "right")
     assert time.perf_counter() - started < 10.0  # a runaway pattern takes minutes
+
+
+# ---- cases in files, and real answers
+
+HERE = Path(__file__).parent / "extraction"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def cases(name: str) -> list[dict]:
+    return [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
+
+
+def outcome_of(row: dict) -> dict:
+    sample = Sample(
+        row["id"],
+        ({"role": "user", "content": row.get("question", "?")},),
+        target=row["target"],
+        options=row["options"],
+    )
+    answer = row["answer"]
+    score = verify(sample, Completion(answer, "", answer, row.get("finish", "stop"), True))
+    return {"outcome": score.outcome, "extracted": score.extracted}
+
+
+CASES, HELD_BACK = cases("cases.jsonl"), cases("held_back.jsonl")
+
+
+@pytest.mark.parametrize("row", CASES + HELD_BACK, ids=lambda row: row["id"])
+def test_a_careful_reader_agrees(row: dict) -> None:
+    assert outcome_of(row) == row["expected"], row["answer"]
+
+
+def test_the_cases_cover_what_models_write() -> None:
+    assert len(CASES) >= 360
+    assert len(HELD_BACK) >= 60
+    assert sum(row["hard"] for row in CASES) >= 150
+    assert len({row["id"] for row in CASES + HELD_BACK}) == len(CASES) + len(HELD_BACK)
+    assert len({row["kind"] for row in CASES}) >= 25
+    for row in CASES:
+        right = set(row["expected"]["extracted"] or "") == set(row["target"])
+        assert right == (row["expected"]["outcome"] == "right"), row["id"]
+
+
+def test_letter_case_of_the_options_does_not_matter() -> None:
+    small = choice("b", {key.lower(): value for key, value in ENGLISH.items()})
+    assert verify(small, said("The answer is (b).")).outcome == "right"
+    assert verify(small, said("A patient has a fever.")).outcome == "none"
+
+
+@pytest.mark.skipif(not (SHARED / "sft").exists(), reason="real data is not here")
+def test_answers_that_state_no_option_get_no_letter() -> None:
+    """Answers to open questions against the options of unrelated ones: at most 1 in 200 may seem to choose."""
+    chinese = (SHARED / "sft/delicate_medical_r1.jsonl").open(encoding="utf-8")
+    answers = [json.loads(line)["answer"] for line in chinese]
+    answers += [row["Response"] for row in json.loads((SHARED / "sft/medical_o1_sft_English.json").read_text("utf-8"))]
+    lines = [
+        json.loads(x) for name in ("cmexam_val", "medqa_us_4opt_test") for x in (SHARED / f"bench/{name}.jsonl").open()
+    ]
+    asked = [(row["question"], row["options"]) for row in lines]
+    for line in (SHARED / "bench/medmcqa_dev.jsonl").open(encoding="utf-8"):
+        row = json.loads(line)
+        asked.append((row["question"], {key: row[f"op{key.lower()}"] for key in "ABCD"}))
+    pick = random.Random(7)
+    chosen = total = 0
+    for answer in answers:
+        for question, options in pick.sample(asked, 3):
+            sample = Sample("q", ({"role": "user", "content": question},), target="A", options=options)
+            chosen += extract(sample, Completion(answer, "", answer, "stop", True))[0] is not None
+            total += 1
+    assert total >= 1000
+    assert chosen / total <= 0.005
+
+
+def test_a_long_answer_is_read_in_milliseconds() -> None:
+    item = "**C. 主动脉夹层**：患者无撕裂样疼痛，双上肢血压对称，CT未见内膜片，可能性小，需与心绞痛相鉴别。\n\n"
+    text = (item + "胸痛的评估应当结合病史、体征与心电图，并动态观察心肌损伤标志物的变化。\n" * 6) * 30 + "答案：B"
+    assert len(text) > 8000
+    completion = said(text[-10_000:])
+    assert verify(B, completion).outcome == "right"
+    best = 9.0
+    for _ in range(5):
+        started = time.process_time()
+        verify(B, completion)
+        best = min(best, time.process_time() - started)
+    assert best < 0.1  # 0.015 s on an idle core
