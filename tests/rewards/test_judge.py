@@ -202,7 +202,7 @@ def test_a_judge_that_is_down_or_shut_is_an_error(tmp_path: Path) -> None:
     with (
         FakeServer(lambda *_: error(500, "oops")) as server,
         judging(server, tmp_path, retries=0) as judge,
-        pytest.raises(DanluError, match="20 times in a row"),
+        pytest.raises(DanluError, match="times in a row"),
     ):
         judge.score_many([(sample(), said(f"{i}")) for i in range(40)])
 

@@ -103,8 +103,10 @@ class Cancel:
 
     @contextlib.contextmanager
     def over(self, sock: socket.socket) -> Iterator[None]:
-        """The socket is shut if `now` is called inside the block."""
+        """The socket is shut if `now` is called inside the block; after `now` it is not entered."""
         with self._lock:
+            if self.event.is_set():
+                raise ConnectionAbortedError("cancelled")
             self._sockets.add(sock)
         try:
             yield
@@ -113,8 +115,8 @@ class Cancel:
                 self._sockets.discard(sock)
 
     def now(self) -> None:
-        self.event.set()
         with self._lock:
+            self.event.set()
             for sock in self._sockets:
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)  # SSLSocket's own is not safe across threads
