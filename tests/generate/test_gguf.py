@@ -51,6 +51,19 @@ def test_truncation_is_length_and_has_no_answer(generator: GgufGenerator) -> Non
     assert (one.finish, one.answer, one.well_formed) == ("length", "", False)
 
 
+def test_thinking_can_be_switched_off(generator: GgufGenerator) -> None:
+    """The template closes the block itself, so nothing that the model writes is reasoning."""
+    ((_, (thought,)),) = generator.generate(PROMPTS[:1], Sampling(max_tokens=64))
+    generator.thinking = False
+    try:
+        ((_, (plain,)),) = generator.generate(PROMPTS[:1], Sampling(max_tokens=64))
+    finally:
+        generator.thinking = True
+    assert thought.reasoning
+    assert plain.reasoning == ""
+    assert plain.answer
+
+
 def test_sampling_follows_the_seed(generator: GgufGenerator) -> None:
     def draw(seed: int) -> list[str]:
         ((_, many),) = generator.generate(PROMPTS[:1], Sampling(max_tokens=12, temperature=3.0, samples=4, seed=seed))

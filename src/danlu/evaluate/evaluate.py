@@ -378,12 +378,11 @@ def report(rows: list[Row], benchmarks: Benchmarks, settings: Eval) -> dict[str,
                 continue
             every.sort(key=lambda row: (place.get(row["id"], len(place)), row["id"], row["index"]))
             own = [row for row in every if not row.get("shuffle")]
-            entry = {"name": named(name, mode), **summarise(own, settings.seed)}
+            entry = {"name": named(name, mode), **summarise(own)}
             for plural, field in (("tasks", "task"), ("splits", "split"), ("subjects", "subject")):
                 groups = list(dict.fromkeys(row[field] for row in own if row.get(field) is not None))
                 entry[plural] = [
-                    {"name": group, **summarise([row for row in own if row.get(field) == group], settings.seed)}
-                    for group in groups
+                    {"name": group, **summarise([row for row in own if row.get(field) == group])} for group in groups
                 ]
             unscorable = Counter(row["how"] for row in own if row.get("unscorable"))
             if unscorable:
@@ -391,7 +390,7 @@ def report(rows: list[Row], benchmarks: Benchmarks, settings: Eval) -> dict[str,
             if any("leaked" in row for row in own):
                 clean = [row for row in own if not row.get("leaked")]
                 entry["leaked"] = len({row["id"] for row in own if row.get("leaked")})
-                entry["without_leaked"] = summarise(clean, settings.seed)
+                entry["without_leaked"] = summarise(clean)
             values = [row["value"] for row in own if "value" in row]
             if values:  # rubrics: the mean share of points; `accuracy` is the share with all of them
                 entry["value"] = sum(values) / len(own)

@@ -4,7 +4,7 @@ A row needs `id`, the gold as `target` (or `answer`) and `output` (what the mode
 `distractors` and `finish` (or `finish_reason`) are read where present, so the samples.jsonl of an evaluation can be
 scored again. Every row counts in the denominator.
 
-Departure: for several answers to a question the accuracy is avg@k with an interval bootstrapped over questions, since
+Departure: for several answers to a question the accuracy is avg@k with an interval over questions, since
 answers to one question are not independent.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any, get_args
 
 from danlu.errors import DanluError
-from danlu.evaluate.stats import bootstrap, wilson
+from danlu.evaluate.stats import share_interval, wilson
 from danlu.records import Completion, Outcome, Sample, Score
 from danlu.rewards.verify import verify
 from danlu.think import ThinkFormat
@@ -24,11 +24,11 @@ OUTCOMES: tuple[str, ...] = get_args(Outcome)
 Row = dict[str, Any]
 
 
-def summarise(rows: list[Row], seed: int = 0) -> dict[str, Any]:
+def summarise(rows: list[Row]) -> dict[str, Any]:
     """Counts and shares of outcomes, accuracy with its 95 % interval, and rates where the rows know them.
 
     `n` counts questions (distinct `id`), the outcomes count answers. Accuracy is the share of right answers with
-    Wilson's interval; for several answers to a question it is avg@k with a clustered bootstrap, and `majority` is
+    Wilson's interval; for several answers to a question it is avg@k with `share_interval` over questions, and `majority` is
     maj@k (the most frequent extracted answer, the first of equals) with Wilson's.
     """
     questions: dict[str, list[Row]] = {}
@@ -42,8 +42,7 @@ def summarise(rows: list[Row], seed: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = {"n": n, **{name: counts[name] for name in OUTCOMES}}
     found["shares"] = {name: counts[name] / answers if answers else 0.0 for name in OUTCOMES}
     found["accuracy"] = accuracy
-    clustered = several and len(set(means)) > 1
-    found["ci"] = list(bootstrap(means, seed=seed) if clustered else wilson(accuracy * n, n))
+    found["ci"] = list(share_interval(means))
     if several:
         majority = sum(_majority_is_right(group) for group in questions.values())
         found |= {"answers": answers, "samples": max(map(len, questions.values()))}

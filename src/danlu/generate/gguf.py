@@ -66,6 +66,7 @@ class GgufGenerator:
         self.path = Path(path)
         self.name = self.path.stem
         self.parallel = parallel
+        self.thinking = True  # False asks the template to switch thinking off, where it can
         self._key = secrets.token_urlsafe(24)
         self._local = threading.local()
         self._server: Any = _start(self.path, self._key, context, parallel, threads, gpu_layers, exact)
@@ -114,7 +115,7 @@ class GgufGenerator:
 
     def _answer(self, messages: Sequence[Message], sampling: Sampling, seed: int) -> Completion:
         try:
-            reply = self._post("/v1/chat/completions", _chat_body(messages, sampling, seed))
+            reply = self._post("/v1/chat/completions", _chat_body(messages, sampling, seed, self.thinking))
         except DanluError as error:
             display.warn(error.message)
             return Completion("", "", "", "error", False)
@@ -127,7 +128,7 @@ class GgufGenerator:
         self, messages: Sequence[Message], sampling: Sampling | None = None
     ) -> Iterator[tuple[Literal["reasoning", "answer"], str]]:
         """Yield the pieces of one answer as they are written; leaving the loop early stops the server's work."""
-        body = {**_chat_body(messages, sampling or Sampling(), None), "stream": True}
+        body = {**_chat_body(messages, sampling or Sampling(), None, self.thinking), "stream": True}
         connection = self._connect()
         try:
             connection.request("POST", "/v1/chat/completions", json.dumps(body), self._headers())
@@ -278,14 +279,16 @@ def _places(tokens: list[int], reported: list[int]) -> list[int | None]:
     return [a if a == b else None for a, b in zip(early, reversed(late), strict=True)]
 
 
-def _chat_body(messages: Sequence[Message], sampling: Sampling, seed: int | None) -> dict[str, Any]:
-    body = {
+def _chat_body(messages: Sequence[Message], sampling: Sampling, seed: int | None, thinking: bool) -> dict[str, Any]:
+    body: dict[str, Any] = {
         "messages": list(messages),
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "samplers": ["temperature", "top_p"],
     }
+    if not thinking:
+        body["chat_template_kwargs"] = {"enable_thinking": False}
     return body if seed is None else {**body, "seed": seed % (2**32 - 1)}
 
 
