@@ -136,10 +136,12 @@ def test_parameters_that_a_server_does_not_take(capsys: pytest.CaptureFixture[st
             return error(400, "Unsupported value: 'temperature' does not support 0.5 with this model.")
         if "seed" in asked.body:
             return error(422, "body -> seed: Extra inputs are not permitted")
+        if "chat_template_kwargs" in asked.body:
+            return error(400, "Unrecognized request argument supplied: chat_template_kwargs")
         return chat("fine")
 
     with FakeServer(answer) as server:
-        (one,) = ask(server, Sampling(max_tokens=9, temperature=0.5), retries=0)
+        (one,) = ask(server, Sampling(max_tokens=9, temperature=0.5), retries=0, thinking=True)
     assert one.answer == "fine"
     assert server.bodies[-1]["max_completion_tokens"] == 9
     said = capsys.readouterr().err

@@ -14,7 +14,7 @@ times as the server counted tokens, because servers give counts and no ids.
 
 Departures: where /v1/models says that vLLM, SGLang or llama.cpp answers, their own top-k, min-p and penalties are
 switched off so that temperature and top-p alone sample, as everywhere here. A parameter that a server names as
-unsupported (seed, temperature, top_p, max_tokens) is left out or renamed from then on, with a warning.
+unsupported (seed, temperature, top_p, max_tokens, chat_template_kwargs) is left out or renamed from then on, with a warning.
 Not covered: defaults that other servers add by themselves, the Responses API, tools, images, log-probs, SOCKS proxies.
 """
 
@@ -60,6 +60,7 @@ PLAIN = ThinkFormat("none")
 THINK = ThinkFormat("think", "<think>", "</think>", "model", head="<think>\n", bridge="\n</think>\n\n")
 OPENED = replace(THINK, opened_by="template", prefix="<think>\n", head="")  # the content starts inside the block
 
+_DROPPABLE = ("chat_template_kwargs", "seed", "temperature", "top_p")
 _FINISH: dict[str, Finish] = {"stop": "stop", "eos": "stop", "length": "length", "content_filter": "error"}
 _NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 _OWN_SAMPLING: dict[str, dict[str, Any]] = {
@@ -315,14 +316,14 @@ class Endpoint:
     def _leave_out(self, message: str, sent: Mapping[str, Any]) -> bool:
         """Whether the server named a parameter that it does not take and that it can be asked without."""
         named = "max_tokens" if "max_completion_tokens" in message else ""
-        named = named or next((n for n in ("seed", "temperature", "top_p") if re.search(rf"\b{n}\b", message)), "")
+        named = named or next((n for n in _DROPPABLE if re.search(rf"\b{n}\b", message)), "")
         if named not in sent:
             return False
         with self._lock:
             new = named not in self._left_out
             self._left_out.add(named)
         if new and named != "max_tokens":
-            display.warn(f"{self.host} does not take {named}; it samples as it likes there ({message[:120]})")
+            display.warn(f"{self.host} does not take {named} and is asked without it ({message[:120]})")
         return True
 
     def _no_model(self, said: str) -> DanluError:
