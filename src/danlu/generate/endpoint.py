@@ -14,7 +14,7 @@ times as the server counted tokens, because servers give counts and no ids.
 
 Departures: where /v1/models says that vLLM, SGLang or llama.cpp answers, their own top-k, min-p and penalties are
 switched off so that temperature and top-p alone sample, as everywhere here. A parameter that a server names as
-unsupported (seed, temperature, top_p, max_tokens, chat_template_kwargs) is left out or renamed from then on, with a warning.
+unsupported (seed, temperature, top_p, max_tokens, chat_template_kwargs) is left out or renamed, with a warning.
 Not covered: defaults that other servers add by themselves, the Responses API, tools, images, log-probs, SOCKS proxies.
 """
 
