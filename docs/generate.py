@@ -1,9 +1,9 @@
-"""Write the generated parts of the docs: the options of a recipe and the pages of the command line.
+"""Write the generated parts of the docs: options of a recipe, pages of the command line, the domain's benchmarks.
 
     python docs/generate.py            # rewrites what stands between the markers; tests/test_docs.py checks it
 
-Both come from the code (pydantic fields, the commands' parameters), so they cannot say what is not so. Chinese
-descriptions are kept here, beside the English ones of the code; one that is missing stays English.
+They come from the code (pydantic fields, the commands' parameters, the domain), so they cannot say what is not so.
+Chinese descriptions are kept here, beside the English ones of the code; one that is missing stays English.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from danlu import recipe
+from danlu import domains, recipe
 from danlu.cli.app import commands
 
 DOCS = Path(__file__).parent
@@ -85,8 +85,47 @@ ZH = {
     "accuracy if answers were cut at so many tokens, from one generation": (
         "假如回答在这么多 token 处截断，正确率是多少；只生成一次"
     ),
+    "endpoint of an LLM that judges questions with rubrics (http://host:port/v1#model)": (
+        "给带评分细则的题当裁判的模型，写服务地址（http://host:port/v1#模型名）"
+    ),
     "0: greedy": "0 为贪心",
     "completions of a question; more than one needs a temperature": "每题回答数；多于 1 时温度须大于 0",
+}
+
+BENCHMARK_HEADS = {
+    "en": ("benchmark", "kind", "language", "from", "what it measures", "licence"),
+    "zh": ("基准", "类别", "语言", "出处", "考什么", "许可证"),
+}
+SUITE_HEADS = {"en": ("suite", "asks"), "zh": ("套题", "内容")}
+LANGUAGES = {
+    "en": {"zh": "Chinese", "en": "English", "both": "both"},
+    "zh": {"zh": "中文", "en": "英文", "both": "中英"},
+}
+KINDS = {"choice": "选择", "open": "开放", "abstention": "认不知", "rubric": "评分细则", "safety": "安全"}
+ZH_BENCHMARKS = {
+    "Chinese medical licensing exam: one or several of five options": "执业医师资格考试，五选项，单选和多选",
+    "Chinese medical exams of six professions, one or several options": "六类医药职业的中文考试，单选和多选",
+    "Mainland Chinese medical licensing questions, 4 options": "中国大陆执业医师考题，四选项",
+    "Chinese university knowledge, medical subjects": "中文大学知识里的医学科目",
+    "Chinese exam questions, medical subjects": "中文考试题里的医学科目",
+    "US medical licensing vignettes, 4 options": "美国执业医师考试的病例题，四选项",
+    "US medical licensing vignettes, 5 options": "美国执业医师考试的病例题，五选项",
+    "Indian medical entrance exams, 21 subjects": "印度医学入学考试，21 个科目",
+    "Yes, no or maybe from the abstract of a study": "读研究摘要，答 yes、no 或 maybe",
+    "English university knowledge, medical subjects": "英文大学知识里的医学科目",
+    "Harder knowledge with up to 10 options, health only": "更难的知识题，最多十个选项，只取 health 一科",
+    "Specialist board questions, 10 options, text only": "专科医师考题，十个选项，只取纯文字题",
+    "Open questions with a short gold answer, made from exam questions": "由考题改写的开放题，标准答案很短",
+    "Nonsense questions: does it say that it does not know?": "胡编的问题：会不会老实说不知道",
+    "Requests that break medical ethics: are they refused?": "违背医学伦理的请求：会不会拒绝",
+    "Health conversations against physicians' rubrics; needs a judge": "健康对话，按医生写的评分细则打分；要有裁判模型",
+    "Danlu's own probes: emergencies, harmful requests, and harmless ones that must not be refused": (
+        "丹炉自带的探针：急症、有害的请求，以及不该拒绝的正当问题"
+    ),
+    "Cases of the miniature clinic that no training row has (demo only)": "微型诊所里训练行没有的病例（仅供演示）",
+    "The same cases with one finding missing (demo only)": "同样的病例，少给一项所见（仅供演示）",
+    "English knowledge outside medicine": "医学以外的英文知识",
+    "Chinese knowledge outside medicine": "医学以外的中文知识",
 }
 
 
@@ -246,6 +285,26 @@ def _line(param: Any, language: str) -> tuple[str, str, str]:
     return cell(f"`{_label(param)}`"), plain, cell(meaning)
 
 
+# ---- benchmarks
+
+
+def benchmarks(language: str) -> str:
+    """The suites of the medical domain, and its benchmarks."""
+    domain = domains.load("medical")
+    suites = []
+    for name, parts in domain.suites.items():
+        most = [(part, limit or domain.benchmarks[part].limit) for part, limit in parts]
+        suites.append((f"`{name}`", ", ".join(f"{part} {limit}" if limit else part for part, limit in most)))
+    lines = []
+    for spec in domain.benchmarks.values():
+        kind, measures = spec.kind, spec.measures
+        if language == "zh":
+            kind, measures = KINDS[kind], ZH_BENCHMARKS.get(measures, measures)
+        origin = f"`{spec.path}`" if ":" in spec.path else f"`{spec.path}`, {spec.split}"
+        lines.append((f"`{spec.name}`", kind, LANGUAGES[language][spec.language], origin, measures, spec.licence))
+    return f"{listed(SUITE_HEADS[language], suites)}\n\n{listed(BENCHMARK_HEADS[language], lines)}"
+
+
 # ---- writing
 
 
@@ -262,6 +321,8 @@ GENERATED = {
     "zh/recipes.md": ("options", lambda: options("zh")),
     "cli.md": ("cli", lambda: pages("en")),
     "zh/cli.md": ("cli", lambda: pages("zh")),
+    "evaluation.md": ("benchmarks", lambda: benchmarks("en")),
+    "zh/evaluation.md": ("benchmarks", lambda: benchmarks("zh")),
 }
 
 

@@ -15,8 +15,14 @@ import pytest
 from danlu import recipe
 from danlu.cli import main
 from danlu.cli.app import commands
+from danlu.domains.medical.benchmarks import BENCHMARKS, SUITES
 from danlu.domains.medical.lexicon import CATEGORIES
 from danlu.domains.medical.lexicon import rows as lexicon_rows
+from danlu.domains.medical.safety import KINDS, LANGUAGES
+from danlu.domains.medical.safety import rows as probe_rows
+from danlu.evaluate.items import PROMPTS
+from danlu.evaluate.score import OUTCOMES
+from danlu.rewards.rules import KEYS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -74,6 +80,8 @@ def test_the_chinese_descriptions_are_of_today():
     """No translation of a sentence that the code no longer has."""
     english = GENERATE.options("en")
     assert [text for text in GENERATE.ZH if f"| {GENERATE.cell(text)} |" not in english] == []
+    assert set(GENERATE.ZH_BENCHMARKS) == {spec.measures for spec in BENCHMARKS.values()}
+    assert set(GENERATE.KINDS) == {spec.kind for spec in BENCHMARKS.values()}
 
 
 def test_both_languages_have_the_same_pages():
@@ -130,6 +138,8 @@ def test_stage_commands_in_the_text_work(name, tmp_path, monkeypatch, runs, caps
         if words[:1] != ["danlu"] or "[OPTIONS]" in words:
             continue
         if words[1] not in ("run", "sft", "grpo", "eval", "export") and words[1:3] != ["data", "prepare"]:
+            continue
+        if "--rescore" in words:  # it takes an evaluation that exists
             continue
         wanted = [word for word in words[1:] if word != "--resume"]
         assert main([*wanted, "--dry-run"]) == 0, (line, capsys.readouterr().err)
@@ -211,3 +221,50 @@ def test_what_the_data_commands_print_is_real(name, tmp_path, monkeypatch, capsy
         assert [line for line in lines if line not in ("…", *printed)] == []
         shown += 1
     assert shown == 1
+
+
+# ---- docs/evaluation.md, docs/safety.md
+
+
+def tables(name: str) -> list[list[list[str]]]:
+    """The tables of a page, as rows of cells without their heads; backticks gone."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE):
+        lines = [re.split(r" (?<!\\)\| ", line.strip("| ").replace("`", "")) for line in block.strip().splitlines()]
+        found.append(lines[2:])
+    return found
+
+
+@pytest.mark.parametrize("name", ["docs/evaluation.md", "docs/zh/evaluation.md"])
+def test_the_page_names_every_suite_benchmark_mode_and_outcome(name):
+    firsts = [[row[0] for row in table] for table in tables(name)]
+    assert list(SUITES) in firsts
+    assert list(BENCHMARKS) in firsts
+    assert list(recipe.Eval.model_fields["modes"].annotation.__args__[0].__args__) in firsts  # type: ignore[union-attr]
+    assert any(sorted(first) == sorted(OUTCOMES) for first in firsts)
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert PROMPTS["answer_only"]["zh" if "/zh/" in name else "en", "choice"].strip("。.") in text
+    assert not any("healthbench" in dict(parts) for parts in SUITES.values())  # the page says so
+    assert "healthbench" in text
+
+
+@pytest.mark.parametrize("name", ["docs/evaluation.md", "docs/zh/evaluation.md"])
+def test_what_danlu_score_prints_is_real(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```json\n(.*?)^```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (rows,) = [block for block in blocks if '"output"' in block]
+    (tmp_path / "answers.jsonl").write_text(rows, encoding="utf-8")
+    (shown,) = [block for block in plain_blocks(name) if block.startswith("danlu score ")]
+    command, *lines = shown.splitlines()
+    assert main(shlex.split(command)[1:]) == 0
+    assert [line for line in lines if line != "…"] == capsys.readouterr().out.splitlines()[: len(lines) - 1]
+
+
+@pytest.mark.parametrize("name", ["docs/safety.md", "docs/zh/safety.md"])
+def test_probes_are_counted_as_they_are(name):
+    kinds, parts = tables(name)
+    counts = [[sum(row["kind"] == kind for row in probe_rows(language)) for language in LANGUAGES] for kind in KINDS]
+    assert [row[0] for row in kinds] == list(KINDS)
+    assert [[int(cell) for cell in row[1:3]] for row in kinds] == counts
+    assert str(sum(map(sum, counts))) in (ROOT / name).read_text(encoding="utf-8")
+    assert {row[0] for row in parts} == set(KEYS) - {"given"}  # `given` explains, it does not ask for anything
