@@ -41,6 +41,7 @@ Benchmarks = dict[str, list[Sample]]
 Rejected = dict[str, list[Reject]]
 Key = tuple[str, str, int]  # benchmark, id, shuffle
 REPORT_VERSION = 2
+JUDGE_FAILED = "the judge failed"
 TEXTS = ("question", "output", "answer", "options", "aliases", "distractors", "target")  # not kept in memory
 
 
@@ -103,6 +104,9 @@ def evaluate(
     errors = sum(row["finish"] == "error" for row in briefs if not row.get("unscorable"))
     if errors:
         display.warn(f"{errors} answers failed to generate; they count as not answered")
+    unjudged = sum(row["how"] == JUDGE_FAILED for row in briefs)
+    if unjudged:
+        display.warn(f"the judge failed on {unjudged} answers; they count as not answered")
     _deliver(run, found, briefs)
     return found
 
@@ -144,11 +148,13 @@ def _fields(sample: Sample) -> dict[str, Any]:
 def _answers(generator: Any, todo: list[Item], settings: Eval) -> Iterator[tuple[Item, list[Completion]]]:
     """Every item with its completions (fewer than asked for where the generator failed), mode by mode."""
     draw = Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.samples, settings.seed)
+    before = getattr(generator, "thinking", None)
     for mode in settings.modes:
         own = [item for item in todo if item.mode == mode]
         if not own:
             continue
-        _set_thinking(generator, mode)
+        if hasattr(generator, "thinking"):
+            generator.thinking = before if mode == "think" else False
         prompts = [messages_of(item, settings.system) for item in own]
         if mode == "loglikelihood":
             choose = getattr(generator, "choose", None)
@@ -167,12 +173,8 @@ def _answers(generator: Any, todo: list[Item], settings: Eval) -> Iterator[tuple
             yield own[index], completions
         for index in sorted(set(range(len(own))) - answered):
             yield own[index], []
-    _set_thinking(generator, "think")
-
-
-def _set_thinking(generator: Any, mode: Mode) -> None:
     if hasattr(generator, "thinking"):
-        generator.thinking = mode == "think"
+        generator.thinking = before
 
 
 def verdict_of(sample: Sample, completion: Completion, judge: Judge | None = None) -> Score:
@@ -180,7 +182,7 @@ def verdict_of(sample: Sample, completion: Completion, judge: Judge | None = Non
     if sample.meta.get("rubrics"):
         if judge is None:
             return Score(0.0, "none", None, "rubrics need a judge: set eval.judge")
-        return rubric(sample, completion, judge) or Score(0.0, "none", None, "the judge failed")
+        return rubric(sample, completion, judge) or Score(0.0, "none", None, JUDGE_FAILED)
     return rules.judge(sample, completion) if rules.has_rule(sample) else verify(sample, completion)
 
 
