@@ -29,7 +29,7 @@ from danlu.evaluate.describe import language_match, repetition
 from danlu.evaluate.items import PROMPTS, Item, items_of, messages_of, named
 from danlu.evaluate.score import Row, sample_of, scored_row, summarise
 from danlu.generate import Generator, Sampling
-from danlu.recipe import Eval, Mode, Recipe
+from danlu.recipe import Eval, Recipe
 from danlu.records import Completion, Sample, Score
 from danlu.rewards import rules
 from danlu.rewards.judge import Judge

@@ -28,8 +28,8 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
     """Counts and shares of outcomes, accuracy with its 95 % interval, and rates where the rows know them.
 
     `n` counts questions (distinct `id`), the outcomes count answers. Accuracy is the share of right answers with
-    Wilson's interval; for several answers to a question it is avg@k with `share_interval` over questions, and `majority` is
-    maj@k (the most frequent extracted answer, the first of equals) with Wilson's.
+    Wilson's interval; for several answers to a question it is avg@k with `share_interval` over questions, and
+    `majority` is maj@k (the most frequent extracted answer, the first of equals) with Wilson's.
     """
     questions: dict[str, list[Row]] = {}
     for row in rows:
