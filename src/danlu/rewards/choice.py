@@ -18,28 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from danlu.rewards import phrases
-from danlu.rewards.marks import ALL, CLASH, LETTER, TOKEN, WEAK, mark
-from danlu.rewards.mentions import BOLD, CLAUSE, ROUND, denied
+from danlu.rewards.marks import ALL, TOKEN, mark
+from danlu.rewards.mentions import BOLD
+from danlu.rewards.statements import Mention, mention_in
 
 _MOST = 300  # groups read from either end of an answer
-
-
-@dataclass(frozen=True, slots=True)
-class Mention:
-    """A group of options named together, and what its surroundings say of it."""
-
-    start: int
-    end: int
-    last: frozenset[str]  # the last of them
-    names: frozenset[str]  # "?" for a letter beside the wording of another option
-    how: str  # keyed, said, judged, stated or ""
-    right: bool | None  # judged right or wrong
-    denied: bool
-    denied_before: bool  # by the words before it alone: "不是X", not "X不是"
-    doubted: bool  # asked, or reported of others
-    conditional: bool
-    either: bool
-    sure: bool  # no wording too short to trust
 
 
 def read(
@@ -59,7 +42,7 @@ def read(
     if len(groups) > 2 * _MOST:
         groups = groups[:_MOST] + groups[-_MOST:]
     every = frozenset(key for key, value in options.items() if ALL.match(value.strip().rstrip("。.")))
-    mentions = [_mention(text, match, "".join(options), every) for match in groups]
+    mentions = [mention_in(text, match, "".join(options), every) for match in groups]
     cues = [cue.start() for cue in phrases.CORRECTION.finditer(text)]
     reading = _Reading(text, mentions, options, several, _asks_for_the_false(question), every, cues)
     doubt: tuple[str | None, str] | None = None
@@ -76,7 +59,10 @@ def read(
 def _asks_for_the_false(question: str) -> bool:
     stem = phrases.OPTIONS_BEGIN.split(question, maxsplit=1)[0]
     sentences = [sentence for sentence in re.split(r"[。?？!！\n]", stem) if re.search(r"\w\W*\w\W*\w", sentence)]
-    return bool(sentences and phrases.NEGATIVE.search(re.split("[，]|,(?=[^ ])", sentences[-1])[-1]))
+    clauses = re.split("，|,(?=[^ ])", sentences[-1]) if sentences else []
+    return any(
+        phrases.NEGATIVE.search(c) for c in clauses[-1:] + [c for c in clauses[-2:-1] if "除" in c or "下列" in c]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,72 +74,6 @@ class _Reading:
     negative: bool
     every: frozenset[str]  # options that say "all of the above"
     cues: list[int]  # where something is corrected
-
-
-def _mention(text: str, match: re.Match[str], keys: str, every: frozenset[str]) -> Mention:
-    start, end = match.span()
-    tokens = [char for char in match[0] if re.match(f"[{TOKEN}]", char)]
-    names = frozenset("?" if char == CLASH else keys[ord(char) & 0xFF] for char in tokens)
-    if len(names) > 1 and names & every:
-        names &= every
-    letter = any(ord(char) < LETTER + 0x100 for char in tokens)
-    worded = all(0xE100 <= ord(char) < 0xE200 or ord(char) >= WEAK for char in tokens)
-    before, after = text[max(0, start - 80) : start], text[end : end + 60]
-    sentence = re.split(r"[。!?\n;]|\.(?=\s)", before)[-1]
-    clause = re.split(f"[{CLAUSE}]", before)[-1]
-    how, right = "", None
-    said = phrases.SAID.search(before)
-    if phrases.KEYED.search(before):
-        how = "keyed"
-    elif phrases.LABEL_WRONG.search(before):
-        right = False
-    elif said or (not worded and phrases.SAID_LETTER.search(before) and _ends(after)):
-        how = "said"
-    elif phrases.AS_ANSWER.match(after):
-        how, right = "said", True
-    elif phrases.STATED.search(before):
-        how = "stated"
-    if right:
-        pass
-    elif (
-        letter
-        and re.search(r"(?:\bonly|只有|仅有?)\s*(?:选项|option\s)?$", before, re.I)
-        and re.match(phrases.FITS, after, re.I)
-    ):
-        right = True
-    elif right is None and how != "keyed":
-        if phrases.JUDGED_WRONG.match(after):
-            right = False
-        elif phrases.JUDGED_RIGHT.match(after):
-            right = True
-    no_before = denied(before + text[start:end], len(before), len(before) + end - start)
-    no = not phrases.AS_ANSWER.match(after) and (
-        denied(text, start, end)
-        or bool(said and re.search(r"(?:[不非]|\bnot|n't|never)\W*(?:是|为|选)?\W*$", said[0], re.I))
-    )
-    conditional = bool(phrases.CONDITION.search(sentence)) and not phrases.NO_CONDITION.search(sentence)
-    doubted = bool(phrases.REPORTED.search(clause) or phrases.ASKED.match(after))
-    sure = letter or not any(ord(char) >= WEAK and char != CLASH for char in tokens)
-    sure = sure or bool((how or phrases.SAID_LETTER.search(before)) and _ends(after))
-    last = frozenset(keys[ord(char) & 0xFF] for char in tokens[-1:] if char != CLASH)
-    return Mention(
-        start,
-        end,
-        last,
-        names,
-        how,
-        right,
-        no,
-        no_before,
-        doubted,
-        conditional,
-        bool(phrases.EITHER.search(match[0])),
-        sure,
-    )
-
-
-def _ends(after: str) -> bool:
-    return bool(re.match(rf"{ROUND}*(?:选?项)?{ROUND}*(?:$|[\W_]|because|since|而|因|才|故|所以)", after))
 
 
 # ---- kinds of statement, strongest first; each gives a verdict or None
@@ -364,11 +284,17 @@ def _concluded(reading: _Reading) -> tuple[str | None, str] | None:
         else:
             inside = [m for m in inside if m.right is not False]
         single = [m for m in inside if len(m.names) == 1]
-        if len(single) == 1 and len(_letters(inside)) == len(reading.options) and len(inside) > 1:
+        apart = re.search(r"[而但不]|\bwhereas\b|\bwhile\b|\bnot\b", match[0])
+        if apart and len(single) == 1 and len(_letters(inside)) == len(reading.options) and len(inside) > 1:
             inside = single  # "A、B、C、E都属于...，而D属于..."
         decided = _decide(reading, inside, "concluded") if inside else None
         choice = decided if decided and decided[0] else choice
     return choice
+
+
+def _fittest(reading: _Reading) -> tuple[str | None, str] | None:
+    found = [m for m in reading.mentions if phrases.FITTEST.match(reading.text, m.end)]
+    return _decide(reading, found, "stated") if not reading.negative else None
 
 
 def _marked(reading: _Reading) -> tuple[str | None, str] | None:
@@ -398,5 +324,17 @@ def _named(reading: _Reading) -> tuple[str | None, str] | None:
 
 
 _Step = Callable[[_Reading], tuple[str | None, str] | None]
-_STEPS: tuple[_Step, ...] = (_keyed, _alone, _said, _line, _judged, _opening, _concluded, _stated, _marked, _named)
-_LOOSE = (_stated, _concluded, _marked)  # where two readings remain a looser kind may still decide
+_STEPS: tuple[_Step, ...] = (
+    _keyed,
+    _alone,
+    _said,
+    _line,
+    _judged,
+    _opening,
+    _concluded,
+    _stated,
+    _fittest,
+    _marked,
+    _named,
+)
+_LOOSE = (_stated, _concluded, _fittest, _marked)  # where two readings remain a looser kind may still decide
