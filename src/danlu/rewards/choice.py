@@ -194,7 +194,11 @@ def _opening(reading: _Reading) -> tuple[str | None, str] | None:
         return None
     first = reading.mentions[0]
     opens = re.fullmatch(r"[\W_]{0,8}", reading.text[: first.start])
-    if opens and re.match(r"(?:选?项)?[)\]]?(?:[.。,;]|因为)", reading.text[first.end :]) and first.right is not False:
+    if (
+        opens
+        and re.match(r"(?:选?项)?[)\]]?(?:[.。,;]|因为|吧)", reading.text[first.end :])
+        and first.right is not False
+    ):
         return _decide(reading, [first], "opening")
     return None
 

@@ -51,7 +51,7 @@ SAID = re.compile(
 SAID_LETTER = re.compile(  # says it only of a letter
     r"(?:(?:是|为|即|指)|\bit(?:'s| is| must be| should be| has to be)|\b(?:hence|thus|therefore|so|"
     r"correction|actually|wait|no|leaves|"
-    rf"must be|should be|is|be)[,:]?){TAIL}",
+    rf"must be|should be|is|(?<!could )(?<!may )(?<!might )be)[,:]?){TAIL}",
     re.I,
 )
 STATED = re.compile(  # says it of a wording
@@ -108,7 +108,10 @@ BEST = re.compile(
     re.I,
 )
 FITTEST = re.compile(rf"{ROUND}{{0,4}}(?:的{GAP}{{0,8}})?最(?:符合|适合|合适|能|佳|恰当|接近|准确|贴切)")
-LABEL_WRONG = re.compile(rf"(?:\bincorrect|\bwrong|错误(?:选项|的有)?|不正确)\s*{BOLD}?[::]{TAIL}", re.I)
+LABEL_WRONG = re.compile(
+    rf"(?:\b(?:incorrect|wrong)(?:\s+(?:options?|answers?|choices?))?\s*{BOLD}?:|(?:错误(?:选项|的有)?|不正确)\s*{BOLD}?:|错误答案:?){TAIL}",
+    re.I,
+)
 ITEM = re.compile(
     rf"(?:^|(?<=[\n。;.]))[^\w\n{TOKEN}]{{0,8}}(?:\d{{1,2}}\W{{1,3}})?(?:选项|option\s)?{ROUND}{{0,3}}(?=[{TOKEN}])",
     re.I,
