@@ -196,7 +196,8 @@ def _finding(finding: Mapping[str, Any]) -> str:
 
 def _rows(report: Mapping[str, Any]) -> str:
     rows = report["rows"]
-    named = {"in": "read", "repeats_of_valid": "repeat validation", "leaked": "of them in a benchmark", "valid": "validation"}
+    named = {"in": "read", "repeats_of_valid": "repeat validation", "valid": "validation"}
+    named["leaked"] = "of them in a benchmark"
     order = ("in", "kept", "rejected", "repeats_of_valid", "train", "leaked", "valid")
     figures = _figures((named.get(key, key), f"{rows[key]:,}") for key in order)
     lines = []
