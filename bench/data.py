@@ -147,7 +147,7 @@ def run_side(name: str, rows: Path, out: Path) -> dict[str, Any]:
 
 def compare(out: Path) -> dict[str, Any]:
     """Rows with equal tokens and loss, and what the others differ in."""
-    a, b = np.load(out / "ours.npz"), np.load(out / "theirs.npz")
+    a, b = (dict(np.load(out / f"{name}.npz")) for name in SIDES)  # as arrays: an .npz reads one anew at each access
     newline = _newline()
     equal = only_newline = 0
     others = []

@@ -56,7 +56,7 @@ def rows(path: Path) -> list[dict]:
 
 def test_a_file_of_ones_own_is_asked_and_reported(capsys, runs):
     code, out, err = danlu(capsys, "eval", "tiny", "--bench", "ward.jsonl", "--set", "eval.max_tokens=8")
-    run = runs / "tiny-eval"
+    run = runs / "tiny-eval-ward"
     assert (code, out) == (0, f"{run / 'artifact'}\n")
     (line,) = [line for line in err.splitlines() if line.startswith("ward: ")]
     assert "% right [" in line

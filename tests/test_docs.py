@@ -133,6 +133,7 @@ def test_stage_commands_in_the_text_work(name, tmp_path, monkeypatch, runs, caps
     monkeypatch.chdir(tmp_path)
     assert main(["new", "clinic", "--recipe", "qwen3-1.7b-medical-qlora-v2"]) == 0
     (tmp_path / "mine.yaml").write_text((tmp_path / "clinic.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "my.jsonl").write_text('{"question": "q", "answer": "a"}\n', encoding="utf-8")
     for line in "\n".join(plain_blocks(name)).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] != ["danlu"] or "[OPTIONS]" in words:

@@ -15,6 +15,7 @@ import yaml
 
 from danlu.cli.readers import print_json, print_verdict
 from danlu.cli.stages import TRAINING, Step, as_written, described, find_run, open_run, outcome_of, run_stage
+from danlu.data.files import SUFFIXES
 from danlu.display import say, warn
 from danlu.errors import DanluError
 from danlu.recipe import Recipe, load, parse, runs_root, shipped
@@ -33,25 +34,24 @@ def evaluation(
     run_name: str | None,
 ) -> tuple[Recipe, Step, str]:
     """(recipe, step, recipe text) of an evaluation of `target`, a recipe or anything that answers."""
-    changes = [*overrides]
-    if suite:
-        changes.append(f"eval.suite={json.dumps(suite)}")
+    changes = [f"eval.suite={json.dumps(suite)}"] if suite else []
     if suite or bench:
         changes.append(f"eval.benchmarks={json.dumps([_bench(item) for item in bench])}")
+    changes += overrides  # what is said last counts: --bench FILE --set eval.benchmarks.0.limit=50
+    label = "".join(f"-{_slug(Path(item).stem)}" for item in [*([suite] if suite else []), *bench])[:60]
     run = find_run(target)
     if run is None and _is_recipe(target):
         recipe = load(target, changes)
-        name = run_name or (f"{Path(start).name}-eval" if start else f"{recipe.name}-eval-base")
+        name = run_name or (f"{Path(start).name}-eval{label}" if start else f"{recipe.name}-eval-base{label}")
         return recipe, Step("eval", name, start), as_written(target, changes)
     if start:
         raise DanluError(f"--from goes with a recipe; {target} is what is evaluated", f"danlu eval {start}")
     base: dict[str, Any] = run.config() if run is not None else {"name": _slug(target), "model": _model(target)}
-    asked = base.get("eval") or {}
-    if not (suite or bench or asked.get("benchmarks") or asked.get("suite")):
-        changes.append(f"eval.suite={DEFAULT_SUITE}")
     text = yaml.safe_dump(base, allow_unicode=True, sort_keys=False)
     recipe = parse(text, changes, origin=target)
-    label = f"-{suite}" if suite else ""
+    if not (recipe.eval.suite or recipe.eval.benchmarks):
+        changes.append(f"eval.suite={DEFAULT_SUITE}")
+        recipe = parse(text, changes, origin=target)
     name = run_name or f"{_slug(run.name if run else target)}-eval{label}"
     return recipe, Step("eval", name, target), text + "".join(f"# --set {change}\n" for change in changes)
 
@@ -63,6 +63,8 @@ def _is_recipe(name: str) -> bool:
 
 def _bench(item: str) -> Any:
     """A benchmark of the domain by name, or a file of the user's own."""
+    if Path(item).suffix.lower() in SUFFIXES and not Path(item).exists():
+        raise DanluError(f"{item} does not exist", "give a file of questions, or a benchmark by name")
     return {"name": Path(item).stem, "path": item} if Path(item).exists() else {"name": item}
 
 
@@ -107,9 +109,18 @@ def show_eval(
     if dry_run:
         print(described(recipe, [step], as_json))
         return
+    _check_questions(recipe)
     say(f"eval: {runs_root() / step.run} from {step.start or recipe.model.id}")
     run = run_stage("eval", recipe, step.run, start=step.start, recipe_text=text, resume=resume)
     _finish(run, format_, as_json)
+
+
+def _check_questions(recipe: Recipe) -> None:
+    """DanluError for questions that cannot be found or read, before a run is made for them."""
+    from danlu import domains
+    from danlu.data.prepare import benchmarks
+
+    benchmarks(recipe, domains.load(recipe.domain))
 
 
 def _finish(run: Run, format_: str | None, as_json: bool) -> None:
@@ -159,6 +170,8 @@ def show_compare(
     from danlu.evaluate.gate import gate
     from danlu.evaluate.verdict import compare
 
+    for name in (base, tuned):
+        _check_side(name, suite)  # both before the first is evaluated
     sides = [_evaluated(name, suite) for name in (base, tuned)]
     comparison = compare(sides[0], sides[1], partial=partial)
     code = 0
@@ -170,7 +183,10 @@ def show_compare(
         comparison["gate"] = gate(comparison, guard=wanted & asked)
         code = 0 if comparison["gate"]["ok"] else 1
     if run is not None:
-        write_json(run.path / "compare.json", comparison)
+        stored = run.path / "compare.json"
+        earlier = read_json(stored).get("gate") if stored.is_file() else None
+        kept = {"gate": earlier} if earlier and not gated else {}  # a gate is only replaced by a later one
+        write_json(stored, {**comparison, **kept})
     if html:
         html.write_text(page(comparison, _rows(sides[0]), _rows(sides[1]), (base, tuned)), encoding="utf-8")
         say(f"written: {html}")
@@ -191,6 +207,16 @@ def _rows(side: Path) -> list[dict[str, Any]]:
     return read_jsonl(path) if path.suffix == ".jsonl" and path.is_file() else []
 
 
+def _check_side(name: str, suite: str | None) -> None:
+    run, path = find_run(name), Path(name)
+    if run is None and not suite and not path.exists() and not name.startswith(("http://", "https://")):
+        raise DanluError(f"{name} is neither a run nor a file", "list runs with: danlu ls; a model needs --suite")
+    if run is not None and run.info().get("stage") not in (*TRAINING, "eval", "export"):
+        raise DanluError(f"{name} is a {run.info().get('stage')} run: it answers nothing", "compare evaluations")
+    if run is not None and run.state() != "done":
+        raise DanluError(f"{run.path} is {run.state()}, not done", "finish it first with --resume")
+
+
 def _evaluated(name: str, suite: str | None) -> Path:
     """The evaluation or score file `name`; anything that answers is evaluated first (once, under a name of its own)."""
     run = find_run(name)
@@ -199,8 +225,6 @@ def _evaluated(name: str, suite: str | None) -> Path:
     path = Path(name)
     if run is None and path.is_file() and path.suffix in (".jsonl", ".json"):
         return path
-    if run is None and not suite and not path.exists() and not name.startswith(("http://", "https://")):
-        raise DanluError(f"{name} is neither a run nor a file", "list runs with: danlu ls; a model needs --suite")
     recipe, step, text = evaluation(name, [], suite, [], None, None)
     known = find_run(step.run)
     if known is not None and known.state() == "done":

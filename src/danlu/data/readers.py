@@ -91,6 +91,8 @@ def _aliases(value: Any) -> list[Any]:
 
 
 def gold_text(row: Row, base: int) -> Sample:
+    if not missing(row.get("options")):  # one of the few multiple-choice rows among open questions
+        return optioned(row, base)
     sample = plain({**row, "options": None}, base)
     if sample.target or missing(row.get("answer")):  # a `response` is something to imitate, not a gold answer
         return sample

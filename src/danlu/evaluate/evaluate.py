@@ -120,11 +120,11 @@ def rescore(run: Run) -> dict[str, Any]:
     with staged.open("w", encoding="utf-8") as file:
         for row in iter_jsonl(run.path / "samples.jsonl"):
             if not row.get("unscorable") and "value" not in row:  # what a judge said stands
-                known = {"rule": row["rule"]} if "rule" in row else {}
-                sample = sample_of(row)
-                sample = Sample(**{**_fields(sample), "meta": known})
                 completion = Completion(row["output"], "", row["answer"], row["finish"], row["well_formed"])
-                row |= scored_row(verdict_of(sample, completion), completion)
+                row |= scored_row(verdict_of(sample_of(row), completion), completion)
+                if "chosen" in row:
+                    row["chosen"] = _published(row["extracted"], row.get("letters"))
+                row.pop("budgets", None)  # shorter versions of the answers are not stored
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     os.replace(staged, path)
     recipe = Recipe.model_validate(run.config())
@@ -133,13 +133,9 @@ def rescore(run: Run) -> dict[str, Any]:
     found = report(briefs, {name: [] for name in names}, recipe.eval)
     stored = json.loads((run.artifact / "report.json").read_text(encoding="utf-8"))
     found["generator"] = stored.get("generator")
-    found["settings"] = {**stored.get("settings", {}), "verifier": VERSION}
+    found["settings"] = {**stored.get("settings", {}), "verifier": VERSION, "rules": rules.VERSION}
     _deliver(run, found, briefs)
     return found
-
-
-def _fields(sample: Sample) -> dict[str, Any]:
-    return {name: getattr(sample, name) for name in Sample.__slots__}
 
 
 # ---- asking
@@ -248,6 +244,7 @@ def _row(
     more: Row = {
         "mode": item.mode if item.mode != "think" else None,
         "shuffle": item.shuffle or None,
+        "letters": item.letters,
         "chosen": _published(row["extracted"], item.letters) if item.shuffle or settings.shuffles else None,
         "subject": str(subject) if subject else None,
         "language": sample.meta.get("language"),
@@ -362,7 +359,7 @@ def _deliver(run: Run, found: dict[str, Any], briefs: list[Row]) -> None:
 
 def _brief(row: Row) -> Row:
     """What a comparison needs of a row, without the texts and what only this run's report uses."""
-    dropped = ("reasoning_length", "answer_length", "rule", "budgets", "chosen")
+    dropped = ("reasoning_length", "answer_length", "rule", "chosen", "letters")
     return {key: value for key, value in row.items() if key not in dropped and value is not None}
 
 
@@ -376,7 +373,7 @@ def report(rows: list[Row], benchmarks: Benchmarks, settings: Eval) -> dict[str,
     for name in benchmarks:
         for mode in settings.modes:
             every = [row for row in rows if row["benchmark"] == named(name, mode)]
-            if not every:
+            if all(row.get("unscorable") for row in every):  # also none: nothing could be asked in this mode
                 continue
             every.sort(key=lambda row: (place.get(row["id"], len(place)), row["id"], row["index"]))
             own = [row for row in every if not row.get("shuffle")]

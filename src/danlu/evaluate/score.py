@@ -17,6 +17,7 @@ from typing import Any, get_args
 from danlu.errors import DanluError
 from danlu.evaluate.stats import share_interval, wilson
 from danlu.records import Completion, Outcome, Sample, Score
+from danlu.rewards import rules
 from danlu.rewards.verify import verify
 from danlu.think import ThinkFormat
 
@@ -98,12 +99,17 @@ def score(rows: Iterable[Row]) -> dict[str, Any]:
             raise DanluError(f"row {number}: id {row['id']!r} was there before", "give several answers an `index`")
         seen.add(key)
         completion = completion_of(row)
-        found = scored_row(verify(sample_of(row), completion), completion)
-        kept = {name: row[name] for name in ("benchmark", "index", "task", "split") if row.get(name) is not None}
+        sample = sample_of(row)
+        judged = rules.judge(sample, completion) if rules.has_rule(sample) else verify(sample, completion)
+        found = scored_row(judged, completion)
+        kept = {
+            name: row[name] for name in ("benchmark", "index", "shuffle", "task", "split") if row.get(name) is not None
+        }
         scored.append({"id": str(row["id"]), **kept, **found})
     several = len({row.get("benchmark") for row in scored}) > 1
     unique = [{**row, "id": f"{row.get('benchmark')}/{row['id']}"} for row in scored] if several else scored
-    return {"summary": summarise(unique), "rows": scored}
+    published = [row for row in unique if not row.get("shuffle")]  # other orders of the options are not more samples
+    return {"summary": summarise(published or unique), "rows": scored}
 
 
 def _our_names(row: Row) -> Row:
@@ -136,6 +142,7 @@ def sample_of(row: Row) -> Sample:
         aliases=tuple(row.get("aliases") or ()),
         options={str(k): str(v) for k, v in options.items()} if isinstance(options, dict) else {},
         distractors=tuple(row.get("distractors") or ()),
+        meta={"rule": row["rule"]} if row.get("rule") else {},
     )
 
 
