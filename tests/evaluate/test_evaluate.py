@@ -402,3 +402,26 @@ def test_loops_and_languages_are_measured() -> None:
     assert language_match("头痛三天怎么办？", "建议先测血压，再去门诊。") is True
     assert language_match("头痛三天怎么办？", "You should measure your blood pressure first.") is False
     assert language_match("头痛三天怎么办？", "B") is None
+
+
+def test_texts_stay_on_disk(tmp_path: Path) -> None:
+    """Ten times as many reasonings of 40,000 characters: what is held in memory does not grow with their texts."""
+    import tracemalloc
+
+    class Wordy(Scripted):
+        def generate(self, prompts, sampling):  # type: ignore[no-untyped-def]  # noqa: ARG002
+            for index in range(len(prompts)):
+                thought = f"{index} " + "word " * 8000
+                answer = "The answer is B."
+                yield index, [Completion(f"<think>{thought}</think>{answer}", thought, answer, "stop", True, (1,))]
+
+    recipe, peaks = recipe_of(), []
+    for count in (10, 100):
+        run = started(tmp_path / str(count), recipe)
+        samples = [listed(f"q{n}") for n in range(count)]
+        tracemalloc.start()
+        evaluate(recipe, run, Wordy({}), benchmarks={"quiz": samples})
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (run.path / "samples.jsonl").stat().st_size > 4_000_000
+    assert peaks[1] - peaks[0] < 1_000_000
