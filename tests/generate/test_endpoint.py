@@ -16,20 +16,11 @@ from endpoint_server import Asked, FakeServer, Reply, chat, error
 from danlu.errors import DanluError
 from danlu.export.gguf import write_gguf
 from danlu.generate import Generator, Sampling
-from danlu.generate import endpoint as module
-from danlu.generate.endpoint import (
-    OPENED,
-    PLAIN,
-    THINK,
-    UNKNOWN,
-    Endpoint,
-    EndpointGenerator,
-    Unanswered,
-    _address,
-    _retry_after,
-    _tagged,
-)
+from danlu.generate import wire as module
+from danlu.generate.endpoint import OPENED, PLAIN, THINK, UNKNOWN, EndpointGenerator
 from danlu.generate.gguf import GgufGenerator
+from danlu.generate.replies import Unanswered, address, retry_after, tagged
+from danlu.generate.wire import Endpoint
 from danlu.records import Completion
 from tiny_models import CHATS, trained
 
@@ -290,8 +281,8 @@ def test_waits_as_long_as_the_server_asks() -> None:
 
 def test_retry_after_as_a_date() -> None:
     later = email.utils.formatdate(time.time() + 60, usegmt=True)
-    assert 55 < _retry_after({"Retry-After": later}) <= 61
-    assert [_retry_after({"Retry-After": text}) for text in ("3", "-1", "soon", "")] == [3.0, 0.0, 0.0, 0.0]
+    assert 55 < retry_after({"Retry-After": later}) <= 61
+    assert [retry_after({"Retry-After": text}) for text in ("3", "-1", "soon", "")] == [3.0, 0.0, 0.0, 0.0]
 
 
 def test_backoff_grows_and_varies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,13 +418,13 @@ def test_a_server_that_still_loads_is_waited_for() -> None:
     ],
 )
 def test_addresses(target: str, found: tuple[Any, ...]) -> None:
-    assert _address(target) == found
+    assert address(target) == found
 
 
 @pytest.mark.parametrize("target", ["http://me:pa55word@h/v1", "http://h/v1?key=pa55word", "http://h:x/v1", "ftp://h"])
 def test_addresses_that_are_none(target: str) -> None:
     with pytest.raises(DanluError) as caught:
-        _address(target)
+        address(target)
     assert "pa55word" not in str(caught.value)
 
 
@@ -568,7 +559,7 @@ def test_stream_of_fields() -> None:
 )
 def test_stream_of_tags(cut: int, text: str, inside: bool, reasoning: str, answer: str) -> None:
     deltas = [("", text[i : i + cut]) for i in range(0, len(text), cut)]
-    pieces = list(_tagged(deltas, inside, "<think>", "</think>"))
+    pieces = list(tagged(deltas, inside, "<think>", "</think>"))
     assert "".join(piece for kind, piece in pieces if kind == "reasoning") == reasoning
     assert "".join(piece for kind, piece in pieces if kind == "answer") == answer
 

@@ -35,7 +35,8 @@ from typing import Any
 
 from danlu import display
 from danlu.errors import DanluError
-from danlu.generate.endpoint import Cancel, Choice, Endpoint, Unanswered, as_finished
+from danlu.generate.replies import Choice, Unanswered
+from danlu.generate.wire import Cancel, Endpoint, as_finished
 from danlu.records import Completion, Sample, Score
 
 VERSION = 1  # raised whenever a verdict can change (prompts, patterns); the cache is keyed by it
