@@ -308,6 +308,8 @@ def test_every_mode_is_a_benchmark_of_its_own(tmp_path: Path) -> None:
     assert generator.thinking
     rows = [row for row in run.samples() if row.get("mode") == "loglikelihood"]
     assert [(row["extracted"], row["outcome"]) for row in rows] == [("B", "right"), ("B", "wrong")]
+    assert all(row["prompt"].startswith(row["question"]) and "letter" in row["prompt"] for row in rows)
+    assert "prompt" not in run.samples()[0]  # the question is all that was asked
 
 
 def test_a_mode_that_needs_weights_says_so(tmp_path: Path) -> None:

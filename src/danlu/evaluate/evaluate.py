@@ -42,7 +42,7 @@ Rejected = dict[str, list[Reject]]
 Key = tuple[str, str, int]  # benchmark, id, shuffle
 REPORT_VERSION = 2
 JUDGE_FAILED = "the judge failed"
-TEXTS = ("question", "output", "answer", "options", "aliases", "distractors", "target")  # not kept in memory
+TEXTS = ("question", "prompt", "output", "answer", "options", "aliases", "distractors", "target")  # not kept in memory
 
 
 def benchmarks_of(recipe: Recipe, domain: Domain | None) -> tuple[Benchmarks, Rejected]:
@@ -241,7 +241,9 @@ def _row(
         "tokens": len(completion.tokens),
         "repetition": repetition(completion.text),
     }
+    asked = messages_of(item, None)[-1]["content"]
     more: Row = {
+        "prompt": asked if asked != sample.question else None,
         "mode": item.mode if item.mode != "think" else None,
         "shuffle": item.shuffle or None,
         "letters": item.letters,
