@@ -144,10 +144,11 @@ def test_a_benchmark_is_found_in_a_folder_of_ones_own(capsys, runs, monkeypatch)
     assert [row["target"] for row in rows(runs / "local" / "samples.jsonl")] == ["B"]
 
 
-def test_an_endpoint_where_nobody_listens(capsys):
+def test_an_endpoint_where_nobody_listens(capsys, runs):
     what, hint = refused(capsys, "eval", "http://127.0.0.1:9/v1", "--bench", "ward.jsonl", *SHORT)
     assert "http://127.0.0.1:9/v1 cannot be reached" in what
     assert "is the server running?" in hint
+    assert not runs.exists()  # the name is still free
 
 
 def test_a_dry_run_names_the_run_and_writes_nothing(capsys, runs):

@@ -110,6 +110,11 @@ def show_eval(
         print(described(recipe, [step], as_json))
         return
     _check_questions(recipe)
+    if target.startswith(("http://", "https://")):
+        from danlu.generate.open import open_generator
+
+        with open_generator(target, recipe):  # nobody there: said before a run is made
+            pass
     say(f"eval: {runs_root() / step.run} from {step.start or recipe.model.id}")
     run = run_stage("eval", recipe, step.run, start=step.start, recipe_text=text, resume=resume)
     _finish(run, format_, as_json)
