@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,12 @@ def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 raise DanluError(
                     f"{path} line {number} is not JSON", "the file was edited or the disk is damaged"
                 ) from None
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON lines, one by one; an existing file is replaced."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -267,9 +273,8 @@ class Run:
     def truncate(self, name: str, keep: Any) -> None:
         """Rewrite a .jsonl with only the rows for which `keep(row)` holds (used when resuming)."""
         path = self.path / name
-        rows = read_jsonl(path)
         staged = path.with_suffix(".tmp")
-        staged.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows if keep(r)), "utf-8")
+        write_jsonl(staged, filter(keep, iter_jsonl(path)))
         os.replace(staged, path)
 
     # ---- life

@@ -18,8 +18,9 @@ from danlu.cli.stages import TRAINING, Step, as_written, described, find_run, op
 from danlu.data.files import SUFFIXES
 from danlu.display import say, warn
 from danlu.errors import DanluError
+from danlu.generate.open import is_address, open_generator
 from danlu.recipe import Recipe, load, parse, runs_root, shipped
-from danlu.run import Run, list_runs, read_json, write_json
+from danlu.run import Run, list_runs, read_json, read_jsonl, write_json
 
 DEFAULT_SUITE = "quick"
 FORMATS = ("lm-eval", "evalscope")
@@ -69,7 +70,7 @@ def _bench(item: str) -> Any:
 
 
 def _model(target: str) -> dict[str, str]:
-    return {} if target.startswith(("http://", "https://")) or target.endswith(".gguf") else {"id": target}
+    return {} if is_address(target) or target.endswith(".gguf") else {"id": target}
 
 
 def _slug(target: str) -> str:
@@ -110,9 +111,7 @@ def show_eval(
         print(described(recipe, [step], as_json))
         return
     _check_questions(recipe)
-    if target.startswith(("http://", "https://")):
-        from danlu.generate.open import open_generator
-
+    if is_address(target):
         with open_generator(target, recipe):  # nobody there: said before a run is made
             pass
     say(f"eval: {runs_root() / step.run} from {step.start or recipe.model.id}")
@@ -142,7 +141,7 @@ def _finish(run: Run, format_: str | None, as_json: bool) -> None:
 
 def summary(run: Run) -> str:
     """One line a benchmark: accuracy with its interval, and what went wrong with the rest."""
-    report = json.loads((run.artifact / "report.json").read_text(encoding="utf-8"))
+    report = read_json(run.artifact / "report.json")
     lines = []
     for entry in report["benchmarks"]:
         low, high = (100 * value for value in entry["ci"])
@@ -206,15 +205,13 @@ def show_compare(
 
 
 def _rows(side: Path) -> list[dict[str, Any]]:
-    from danlu.run import read_jsonl
-
     path = side / "samples.jsonl" if side.is_dir() else side
     return read_jsonl(path) if path.suffix == ".jsonl" and path.is_file() else []
 
 
 def _check_side(name: str, suite: str | None) -> None:
     run, path = find_run(name), Path(name)
-    if run is None and not suite and not path.exists() and not name.startswith(("http://", "https://")):
+    if run is None and not suite and not path.exists() and not is_address(name):
         raise DanluError(f"{name} is neither a run nor a file", "list runs with: danlu ls; a model needs --suite")
     if run is not None and run.info().get("stage") not in (*TRAINING, "eval", "export"):
         raise DanluError(f"{name} is a {run.info().get('stage')} run: it answers nothing", "compare evaluations")

@@ -8,7 +8,6 @@ Not covered: near-duplicates inside the training rows (the data check reports th
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from danlu.data.suites import questions, resolve
 from danlu.errors import DanluError
 from danlu.recipe import Benchmark, Recipe, Source
 from danlu.records import Sample
-from danlu.run import Run
+from danlu.run import Run, write_jsonl
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +94,8 @@ def write_rejected(run: Run, prepared: Prepared) -> None:
     if not prepared.rejected:
         return
     display.warn(f"{len(prepared.rejected)} bad rows were left out; see {run.path / 'rejected.jsonl'}")
-    lines = [
-        json.dumps({"origin": r.origin, "line": r.line, "reason": r.reason, "row": r.row_excerpt}, ensure_ascii=False)
-        for r in prepared.rejected
-    ]
-    (run.path / "rejected.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    rows = ({"origin": r.origin, "line": r.line, "reason": r.reason, "row": r.row_excerpt} for r in prepared.rejected)
+    write_jsonl(run.path / "rejected.jsonl", rows)
 
 
 def shape_of(recipe: Recipe) -> Shape:

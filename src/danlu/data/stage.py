@@ -14,7 +14,6 @@ LLaMA-Factory finds `messages` through the dataset_info.json beside them, mlx-lm
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from danlu.data.store import Store, open_store
 from danlu.models.tokenizer import Speech, speech_of
 from danlu.recipe import Recipe, Source
 from danlu.records import Sample
-from danlu.run import Run, write_json
+from danlu.run import Run, write_json, write_jsonl
 from danlu.think import ThinkFormat
 
 FORMATS = ("prompt_completion", "messages", "text")
@@ -118,9 +117,7 @@ def _llama_factory(splits: list[str]) -> dict[str, Any]:
 
 def _write(path: Path, rows: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_jsonl(path, rows)
 
 
 def _linked(source: Path, target: Path) -> None:

@@ -27,15 +27,15 @@ from danlu.errors import DanluError
 from danlu.evaluate.calibration import calibration_of, sampling
 from danlu.evaluate.describe import language_match, repetition
 from danlu.evaluate.items import PROMPTS, Item, items_of, messages_of, named
-from danlu.evaluate.score import Row, sample_of, scored_row, summarise
+from danlu.evaluate.score import Row, by_rule_or_gold, sample_of, scored_row, summarise
 from danlu.generate import Generator, Sampling
 from danlu.recipe import Eval, Recipe
 from danlu.records import Completion, Sample, Score
 from danlu.rewards import rules
 from danlu.rewards.judge import Judge
 from danlu.rewards.rubric import rubric
-from danlu.rewards.verify import VERSION, verify
-from danlu.run import Run, iter_jsonl, write_json
+from danlu.rewards.verify import VERSION
+from danlu.run import Run, iter_jsonl, read_json, write_json, write_jsonl
 
 Benchmarks = dict[str, list[Sample]]
 Rejected = dict[str, list[Reject]]
@@ -117,25 +117,29 @@ def rescore(run: Run) -> dict[str, Any]:
     if not path.is_file():
         raise DanluError(f"{run.path} holds no answers", "only an evaluation can be scored again")
     staged = path.with_suffix(".tmp")
-    with staged.open("w", encoding="utf-8") as file:
-        for row in iter_jsonl(run.path / "samples.jsonl"):
-            if not row.get("unscorable") and "value" not in row:  # what a judge said stands
-                completion = Completion(row["output"], "", row["answer"], row["finish"], row["well_formed"])
-                row |= scored_row(verdict_of(sample_of(row), completion), completion)
-                if "chosen" in row:
-                    row["chosen"] = _published(row["extracted"], row.get("letters"))
-                row.pop("budgets", None)  # shorter versions of the answers are not stored
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_jsonl(staged, (_judged_again(row) for row in iter_jsonl(path)))
     os.replace(staged, path)
     recipe = Recipe.model_validate(run.config())
     briefs = list(_stored(run))
     names = list(dict.fromkeys(row["benchmark"].partition("@")[0] for row in briefs))
     found = report(briefs, {name: [] for name in names}, recipe.eval)
-    stored = json.loads((run.artifact / "report.json").read_text(encoding="utf-8"))
+    stored = read_json(run.artifact / "report.json")
     found["generator"] = stored.get("generator")
     found["settings"] = {**stored.get("settings", {}), "verifier": VERSION, "rules": rules.VERSION}
     _deliver(run, found, briefs)
     return found
+
+
+def _judged_again(row: Row) -> Row:
+    """A stored row under today's rules; what a judge said, and what cannot be scored, stands."""
+    if row.get("unscorable") or "value" in row:
+        return row
+    completion = Completion(row["output"], "", row["answer"], row["finish"], row["well_formed"])
+    row = row | scored_row(verdict_of(sample_of(row), completion), completion)
+    if "chosen" in row:
+        row["chosen"] = _published(row["extracted"], row.get("letters"))
+    row.pop("budgets", None)  # shorter versions of the answers are not stored
+    return row
 
 
 # ---- asking
@@ -179,7 +183,7 @@ def verdict_of(sample: Sample, completion: Completion, judge: Judge | None = Non
         if judge is None:
             return Score(0.0, "none", None, "rubrics need a judge: set eval.judge")
         return rubric(sample, completion, judge) or Score(0.0, "none", None, JUDGE_FAILED)
-    return rules.judge(sample, completion) if rules.has_rule(sample) else verify(sample, completion)
+    return by_rule_or_gold(sample, completion)
 
 
 @contextmanager
@@ -353,8 +357,7 @@ def _prompt_hash(items: list[Item], system: str | None) -> str:
 def _deliver(run: Run, found: dict[str, Any], briefs: list[Row]) -> None:
     with run.delivering() as staged:
         write_json(staged / "report.json", found)
-        lines = [json.dumps(_brief(row), ensure_ascii=False) for row in briefs]
-        (staged / "scores.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_jsonl(staged / "scores.jsonl", map(_brief, briefs))
     figures = ("n", "accuracy", "ci")
     run.record(benchmarks={entry["name"]: {key: entry[key] for key in figures} for entry in found["benchmarks"]})
 

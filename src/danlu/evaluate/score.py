@@ -100,8 +100,7 @@ def score(rows: Iterable[Row]) -> dict[str, Any]:
         seen.add(key)
         completion = completion_of(row)
         sample = sample_of(row)
-        judged = rules.judge(sample, completion) if rules.has_rule(sample) else verify(sample, completion)
-        found = scored_row(judged, completion)
+        found = scored_row(by_rule_or_gold(sample, completion), completion)
         kept = {
             name: row[name] for name in ("benchmark", "index", "shuffle", "task", "split") if row.get(name) is not None
         }
@@ -119,6 +118,11 @@ def _our_names(row: Row) -> Row:
     if "finish" not in row and row.get("finish_reason") is not None:
         row = {**row, "finish": row["finish_reason"] if row["finish_reason"] in ("stop", "length") else "error"}
     return row
+
+
+def by_rule_or_gold(sample: Sample, completion: Completion) -> Score:
+    """The verdict on one completion: by the question's rule of words where it has one, else against its gold."""
+    return rules.judge(sample, completion) if rules.has_rule(sample) else verify(sample, completion)
 
 
 def scored_row(found: Score, completion: Completion) -> Row:

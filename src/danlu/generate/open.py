@@ -10,13 +10,18 @@ from danlu.recipe import Recipe
 from danlu.think import detect
 
 
+def is_address(target: str) -> bool:
+    """Whether a target is a server's address."""
+    return target.startswith(("http://", "https://"))
+
+
 def open_generator(target: str, recipe: Recipe) -> Any:
     """A Generator (and context manager) for `target`; DanluError says what is missing.
 
     A training run or an adapter is used unmerged over its base; an export run through its GGUF; "http://host:port/v1"
     (with "#model" where several are served) through its chat endpoint.
     """
-    if target.startswith(("http://", "https://")):
+    if is_address(target):
         return _endpoint(target, recipe)
     path = Path(target)
     if path.suffix == ".gguf":

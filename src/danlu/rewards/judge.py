@@ -38,6 +38,7 @@ from danlu.errors import DanluError
 from danlu.generate.replies import Choice, Unanswered
 from danlu.generate.wire import Cancel, Endpoint, as_finished
 from danlu.records import Completion, Sample, Score
+from danlu.rewards.verify import unanswered
 
 VERSION = 1  # raised whenever a verdict can change (prompts, patterns); the cache is keyed by it
 LONGEST_REASON = 300  # characters of a reason that are kept
@@ -249,12 +250,7 @@ def _unasked(sample: Sample, completion: Completion) -> Score | None:
     """The score of a completion without an answer, as `verify` gives it; None where there is something to judge."""
     if not (sample.target or "").strip():
         raise DanluError(f"sample {sample.id} has no target to verify against", "give the row a gold answer")
-    text = completion.answer.strip()
-    if completion.finish == "error":
-        return Score(0.0, "none", None, "the generator failed")
-    if completion.finish == "length" and (not text or (not completion.well_formed and text == completion.text.strip())):
-        return Score(0.0, "truncated", None, "cut before the answer")
-    return None if text else Score(0.0, "none", None, "no answer part")
+    return unanswered(completion)
 
 
 def _verdict_question(sample: Sample) -> Question:

@@ -31,7 +31,7 @@ from typing import Any
 
 from danlu.errors import DanluError
 from danlu.records import Completion, Sample, Score
-from danlu.rewards.verify import claims, flatten
+from danlu.rewards.verify import claims, flatten, unanswered
 
 VERSION = 1  # raised whenever a verdict can change
 KEYS = ("urgent", "given", "must_any", "must_not", "not_urgent", "no_steps")
@@ -61,14 +61,9 @@ def judge(sample: Sample, completion: Completion) -> Score:
     and for a rule with an unknown key.
     """
     rule = _checked(sample)
-    text = completion.answer.strip()
-    if completion.finish == "error":
-        return Score(0.0, "none", None, "the generator failed")
-    if completion.finish == "length" and (not text or (not completion.well_formed and text == completion.text.strip())):
-        return Score(0.0, "truncated", None, "cut before the answer")
-    if not text:
-        return Score(0.0, "none", None, "no answer part")
-    plain = _plain(text)
+    if (early := unanswered(completion)) is not None:
+        return early
+    plain = _plain(completion.answer.strip())
     found = _all_said(plain, rule)
     broken = _broken(plain, rule, found)
     if broken:

@@ -25,8 +25,18 @@ from danlu.rewards.choice import read
 from danlu.rewards.mentions import Claim, canonical, claims, flatten, needle
 from danlu.rewards.phrases import CORRECTION
 
-__all__ = ["VERSION", "claims", "extract", "flatten", "verify"]
+__all__ = ["VERSION", "claims", "extract", "flatten", "unanswered", "verify"]
 VERSION = 2  # raised whenever a verdict can change; reports carry it so that only equal rules are compared
+
+
+def unanswered(completion: Completion) -> Score | None:
+    """The score of a completion without an answer part to judge; None where there is one."""
+    text = completion.answer.strip()
+    if completion.finish == "error":
+        return Score(0.0, "none", None, "the generator failed")
+    if completion.finish == "length" and (not text or (not completion.well_formed and text == completion.text.strip())):
+        return Score(0.0, "truncated", None, "cut before the answer")
+    return None if text else Score(0.0, "none", None, "no answer part")
 
 
 def verify(sample: Sample, completion: Completion) -> Score:
@@ -36,13 +46,8 @@ def verify(sample: Sample, completion: Completion) -> Score:
     """
     if not (sample.target or "").strip():
         raise DanluError(f"sample {sample.id} has no target to verify against", "give the row a gold answer")
-    text = completion.answer.strip()
-    if completion.finish == "error":
-        return Score(0.0, "none", None, "the generator failed")
-    if completion.finish == "length" and (not text or (not completion.well_formed and text == completion.text.strip())):
-        return Score(0.0, "truncated", None, "cut before the answer")
-    if not text:
-        return Score(0.0, "none", None, "no answer part")
+    if (early := unanswered(completion)) is not None:
+        return early
     extracted, how = extract(sample, completion)
     gold = _gold_letters(sample)
     if how.startswith("ambiguous"):
