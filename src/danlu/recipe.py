@@ -114,6 +114,7 @@ class Lora(Section):
     targets: list[str] = list(ALL_LINEAR)
     modules_to_save: list[str] = []
     rslora: bool = False
+    dora: bool = Field(False, description="weight-decomposed LoRA (Liu et al. 2024): better at small ranks, slower")
 
 
 class Optimizer(Section):
@@ -131,16 +132,25 @@ class Training(Section):
     lora: Lora = Lora()
     optimizer: Optimizer = Optimizer()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="recompute activations in the backward pass; auto: when the plan does not fit without"
+    )
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="compile the elementwise kernels; auto: where a compiler is found and the run is long"
+    )
     eval_every: int = Field(0, ge=0, description="steps; 0: at the end only")
+    patience: int = Field(0, ge=0, description="stop after so many evaluations without a new best; 0: never")
     save_every: int = Field(0, ge=0, description="steps; 0: when interrupted and at the end only")
     keep_last: int = Field(2, ge=1)
     track: list[Literal["tensorboard", "wandb", "swanlab", "trackio", "mlflow"]] = []
 
 
 class Sft(Training):
-    batch_size: int = Field(4, ge=1, description="rows of a micro-batch")
+    batch_size: int = Field(4, ge=1, description="rows of a step: batch_size x accumulation, over all processes")
     accumulation: int = Field(4, ge=1)
+    micro_batch: int | Literal["auto"] | None = Field(
+        None, description="a forward holds at most so many times data.max_length tokens; auto: what fits; batch_size"
+    )
     epochs: float = Field(1, gt=0)
     steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
     keep_best: bool = Field(True, description="deliver the adapter with the lowest eval loss")

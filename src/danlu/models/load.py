@@ -196,6 +196,7 @@ def _with_new(model: Any, lora: Lora) -> Any:
         target_modules=list(lora.targets),
         modules_to_save=list(lora.modules_to_save) or None,
         use_rslora=lora.rslora,
+        use_dora=lora.dora,
         task_type="CAUSAL_LM",
     )
     try:

@@ -84,7 +84,7 @@ def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
         seed=recipe.seed,
         lora=settings.lora if settings.method == "lora" else None,
         train=True,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing=settings.gradient_checkpointing is True,
     )
     questions, dropped = _short_enough(loaded, prepared.train, settings.max_prompt)
     if dropped:

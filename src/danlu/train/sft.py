@@ -46,7 +46,7 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
         seed=recipe.seed,
         lora=settings.lora if settings.method == "lora" else None,
         train=True,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing=settings.gradient_checkpointing is True,
     )
     rendered = open_store(loaded.tokenizer, loaded.think, prepared.train, shape_of(recipe))
     if not len(rendered):
