@@ -307,7 +307,7 @@ def test_a_loaded_model_knows_its_format(tmp_path: Path, kind: str, style: str) 
 def test_nf4_on_the_cpu_trains_and_its_adapter_loads(base: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     from danlu.data.render import IGNORE
-    from danlu.models.decoder import decode, snapshot
+    from danlu.generate.decode import decode, snapshot
     from danlu.train.loop import TokenLogProbs
 
     four = spec(base, quantization="nf4")

@@ -16,7 +16,7 @@ from danlu.data.encode import encode
 from danlu.data.render import prompt_text
 from danlu.errors import DanluError
 from danlu.generate import Sampling
-from danlu.models.decoder import Decoded, decode, plain_lora, snapshot, supports
+from danlu.generate.decode import Decoded, decode, plain_lora, snapshot, supports
 from danlu.models.load import Loaded
 from danlu.records import Completion, Message
 

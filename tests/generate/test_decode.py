@@ -12,8 +12,8 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PhiConfig, Qwen2Config
 
 from danlu.data.render import IGNORE
-from danlu.models import decoder
-from danlu.models.decoder import decode, plain_lora, snapshot, supports
+from danlu.generate import decode as decoding
+from danlu.generate.decode import decode, plain_lora, snapshot, supports
 from danlu.train.loop import TokenLogProbs, padded
 from tiny_models import VOCABULARY, build
 
@@ -159,7 +159,7 @@ def test_one_step_follows_the_exact_softmax(plain: Any, temperature: float, top_
 def test_compaction_changes_nothing(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for share in (0.0, 0.8, 1.01):  # never, by default, at every end
-        monkeypatch.setattr(decoder, "COMPACT", share)
+        monkeypatch.setattr(decoding, "COMPACT", share)
         out = decode(snapshot(plain), PROMPTS, max_tokens=20, end_ids=ENDS, temperature=1.0, samples=2, seed=1)
         found.append([(one.tokens, one.stopped) for group in out for one in group])
     assert found[0] == found[1] == found[2]
@@ -178,9 +178,9 @@ def test_a_completion_ends_with_its_end_token_or_at_the_limit(plain: Any) -> Non
 def test_the_last_uniform_number_stays_inside_the_nucleus() -> None:
     logits = torch.tensor([[3.0, 2.0, -40.0, -200.0]])
     largest = torch.tensor([1 - 2**-24])
-    assert decoder._pick(logits, 1.0, 1.0, largest)[0].item() == 1
-    assert decoder._pick(logits, 1.0, 0.5, largest)[0].item() == 0
-    assert decoder._pick(logits.flip(-1), 1.0, 1.0, torch.zeros(1))[0].item() == 1  # -200 has no weight in fp32
+    assert decoding._pick(logits, 1.0, 1.0, largest)[0].item() == 1
+    assert decoding._pick(logits, 1.0, 0.5, largest)[0].item() == 0
+    assert decoding._pick(logits.flip(-1), 1.0, 1.0, torch.zeros(1))[0].item() == 1  # -200 has no weight in fp32
 
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64, "intermediate_size": 32}
