@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +106,98 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) is None
     saved(tmp_path, 2)
     assert names(tmp_path) == ["step_000002"]
+
+
+# ---- killed while writing
+
+
+def in_child(work: Callable[[], Any]) -> int:
+    """Run `work` in a forked process; the signal that ended it, or 0."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:  # nothing of pytest runs twice
+            os._exit(0)
+    return os.WTERMSIG(os.waitpid(pid, 0)[1])
+
+
+def killed_at(event: int) -> None:
+    """End this process, as kill -9 does, at the n-th file operation from now."""
+    seen = 0
+
+    def hook(name: str, _args: Any) -> None:
+        nonlocal seen
+        if name in ("open", "shutil.rmtree") or name.startswith("os."):
+            seen += 1
+            if seen == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def assert_sound(folder: Path, allowed: set[int]) -> None:
+    """What `latest` finds is one of the allowed steps, whole; the next save leaves nothing else lying about."""
+    found = checkpoint.latest(folder)
+    assert found is not None
+    tensors_of, _, state, best = checkpoint.load(found)
+    step = state["step"]
+    assert step in allowed
+    assert all(torch.equal(tensors_of[key], value) for key, value in tensors(step).items())
+    assert (best is not None) == bool(step % 2)
+    if best is not None:
+        assert torch.equal(best["a"], tensors(-step)["a"])
+    saved(folder, 9, keep=1)
+    assert names(folder) == ["step_000009"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "stride"), [(1, 5), pytest.param(1, 1, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow)]
+)
+def test_killed_at_every_file_operation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], keep: int, stride: int
+) -> None:
+    """With a stride, at every so many of them."""
+    event, ended = 0, int(signal.SIGKILL)
+    seen = set()
+    for step in range(4 - keep, 4):
+        saved(tmp_path / "before", step, keep)
+    while ended == signal.SIGKILL:
+        event += stride
+        folder = tmp_path / str(event)
+        shutil.copytree(tmp_path / "before", folder)
+
+        def die(folder: Path = folder, event: int = event) -> None:
+            killed_at(event)
+            saved(folder, 5, keep)
+
+        ended = in_child(die)
+        found = checkpoint.latest(folder)
+        assert found is not None
+        seen.add(found.name)
+        assert_sound(folder, {3, 5})
+        shutil.rmtree(folder)
+    assert ended == 0
+    assert event > 20
+    assert seen == {"step_000003", "step_000005"}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("size", [0, 500, 1_500, 4_000, 20_000, 100_000])
+def test_killed_in_the_midst_of_a_file(tmp_path: Path, size: int) -> None:
+    """The kernel ends the process at the byte where the limit lies, in whichever library writes it."""
+    saved(tmp_path, 3)
+
+    def die() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        big = OPTIMIZER | {"moments": torch.zeros(50_000)}
+        checkpoint.save(tmp_path, 5, tensors(5), big, {}, tensors(-5), 2)
+
+    assert in_child(die) == signal.SIGXFSZ
+    assert list(tmp_path.glob(".step_*"))
+    assert_sound(tmp_path, {3})
 
 
 @pytest.mark.parametrize("limit", [1_000, 200_000])

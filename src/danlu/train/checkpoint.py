@@ -2,7 +2,9 @@
 
     checkpoints/step_000100/   trainable.safetensors  best.safetensors (if any)  optimizer.pt  state.json  manifest.json
 
-A directory without a manifest, or whose files do not match it, does not exist for `latest`.
+A directory without a manifest, or whose files do not match it, does not exist for `latest`. A process may be killed
+between any two system calls: what is written is hidden until it is whole, what is removed is hidden first, and the
+next save clears what was left.
 optimizer.pt is read with weights_only=True: tensors and plain values, no code.
 """
 
@@ -31,9 +33,8 @@ def save(
     target = folder / f"step_{step:06d}"
     if _sound(target):  # the same step of the same run: nothing new
         return target
+    _sweep(folder)
     staged = folder / f".step_{step:06d}.staged"
-    for left in folder.glob(".step_*.staged"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
     staged.mkdir(parents=True)
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(staged / "trainable.safetensors"))
@@ -50,14 +51,30 @@ def save(
         if isinstance(error, (RuntimeError, SafetensorError)):  # how torch and safetensors report a full disk
             raise OSError(str(error).strip().splitlines()[0]) from error
         raise
-    shutil.rmtree(target, ignore_errors=True)
+    _remove(target)
     os.replace(staged, target)
     _fsync(folder)
     found = listed(folder)
     place = found.index(target) + 1
     for other in [*found[: max(0, place - keep)], *found[place:]]:  # later ones are damaged: we resumed before them
-        shutil.rmtree(other, ignore_errors=True)
+        _remove(other)
     return target
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint so that half of it is never taken for one: hide it first."""
+    if path.exists():
+        hidden = path.with_name(f".{path.name}.removed")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.replace(path, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Clear what a killed process left: half-written, half-removed, or without a manifest."""
+    whole = set(listed(folder))
+    for left in [*folder.glob(".step_*"), *(path for path in folder.glob("step_*") if path not in whole)]:
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def listed(folder: Path) -> list[Path]:
