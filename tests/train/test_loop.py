@@ -13,10 +13,14 @@ from small_training import new_run, recipe, write_rows
 
 from danlu.data.render import IGNORE
 from danlu.errors import DanluError, Stopped
+from danlu.models import head
+from danlu.models.batch import packed
+from danlu.models.decoder import fast_forward
+from danlu.models.head import TokenLogProbs
 from danlu.models.load import Loaded, load
 from danlu.recipe import Lora, Optimizer
-from danlu.train import checkpoint, loop
-from danlu.train.loop import Loop, TokenLogProbs, learning_rate, make_optimizer, padded, row_order
+from danlu.train import checkpoint
+from danlu.train.loop import Loop, learning_rate, make_optimizer, row_order
 from tiny_models import build
 
 N = IGNORE
@@ -45,10 +49,11 @@ def exact(model: Any, temperature: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("chunk", [1024, 3])
+@pytest.mark.parametrize("fast", [True, False])
 def test_log_probs_and_gradient_are_transformers(
-    base: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, chunk: int
+    base: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, chunk: int, fast: bool
 ) -> None:
-    monkeypatch.setattr(loop, "CHUNK", chunk)
+    monkeypatch.setattr(head, "CHUNK", chunk)
     loaded = fresh(base, Lora(r=4, modules_to_save=["lm_head"]))
     with torch.no_grad():
         for name, value in loaded.model.named_parameters():
@@ -58,8 +63,10 @@ def test_log_probs_and_gradient_are_transformers(
     weights = torch.linspace(-1, 1, sum(label != IGNORE for _, labels in ROWS for label in labels))
     wanted = exact(loaded.model, temperature)
     gradient = torch.autograd.grad((wanted * weights).sum(), params)
-    found = TokenLogProbs(loaded.model)(*padded(ROWS, 0, torch.device("cpu")), temperature)
+    scorer = TokenLogProbs(loaded.model, fast_forward(loaded.model) if fast else None)
+    found, entropies = scorer(packed(ROWS), temperature, entropy=True)
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
+    assert entropies.shape == found.shape
     for ours, theirs in zip(torch.autograd.grad((found * weights).sum(), params), gradient, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -70,23 +77,19 @@ def test_a_head_that_does_more_than_a_product() -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 512}
     model = AutoModelForCausalLM.from_config(CohereConfig(**shape, intermediate_size=32, logit_scale=0.3))
-    found = TokenLogProbs(model)(*padded(ROWS, 0, torch.device("cpu")))
+    found, _ = TokenLogProbs(model)(packed(ROWS))
     torch.testing.assert_close(found.double(), exact(model, 1.0), rtol=0, atol=1e-5)
 
 
-def test_padding_changes_nothing(base: Path) -> None:
-    scorer = TokenLogProbs(fresh(base).model)
-    together = scorer(*padded(ROWS, 0, torch.device("cpu")))
-    other_pad = scorer(*padded(ROWS, 77, torch.device("cpu")))
-    alone = torch.cat([scorer(*padded([row], 0, torch.device("cpu"))) for row in ROWS])
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_rows_share_a_forward_changes_nothing(base: Path, fast: bool) -> None:
+    model = fresh(base).model
+    forward = fast_forward(model) if fast else None
+    together, _ = TokenLogProbs(model, forward, 0)(packed(ROWS))
+    other_pad, _ = TokenLogProbs(model, forward, 77)(packed(ROWS))
+    alone = torch.cat([TokenLogProbs(model, forward)(packed([row]))[0] for row in ROWS])
     assert torch.equal(together, other_pad)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
-
-
-def test_padded() -> None:
-    ids, labels = padded([([1, 2, 3], [N, 2, 3]), ([4], [N])], 9, torch.device("cpu"))
-    assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
-    assert labels.tolist() == [[N, 2, 3], [N, N, N]]
 
 
 @pytest.mark.parametrize("count", [1, 5, 7])
@@ -145,8 +148,8 @@ def small_loop(base: Path, path: Path, steps: int = 10, **settings: Any) -> Loop
 
 
 def loss_of(of: Loop, scale: float = 1.0) -> Any:
-    ids, labels = padded(ROWS, 0, torch.device("cpu"))
-    return lambda: -of.logprobs(ids, labels).mean() * scale
+    batch = packed(ROWS)
+    return lambda: -of.logprobs(batch)[0].mean() * scale
 
 
 def values(of: Loop) -> dict[str, torch.Tensor]:

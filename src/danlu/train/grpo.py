@@ -13,6 +13,8 @@ Not covered yet: several loss types, dynamic sampling, a shared-prefix forward.
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,34 +29,49 @@ from danlu.data.render import IGNORE, prompt_text
 from danlu.errors import DanluError
 from danlu.generate import Sampling
 from danlu.generate.local import LocalGenerator
+from danlu.models.batch import Batch, packed
 from danlu.models.load import load, reference
 from danlu.recipe import Grpo, Recipe
 from danlu.records import Completion, Sample
-from danlu.rewards import total
+from danlu.rewards import Rewards, Scored
 from danlu.rewards.verify import verify
 from danlu.run import Run
 from danlu.train.deliver import deliver
-from danlu.train.loop import Clock, Loop, learning_rate, padded, peak_memory, row_order
+from danlu.train.loop import Clock, Loop, learning_rate, peak_memory, row_order
 
 
 @dataclass
 class Rollout:
-    """One completion with its rewards; `old` and `ref` are per-token log-probs of earlier passes."""
+    """One completion with its rewards; `old` and `ref` are per-token log-probs of earlier passes.
+
+    A reward of None masks it: it has no advantage and carries no loss.
+    """
 
     sample: Sample
     prompt: list[int]
     completion: Completion
-    reward: float
-    parts: dict[str, float]
+    reward: float | None
+    parts: dict[str, float | None]
     advantage: float = 0.0
     old: Tensor | None = None
     ref: Tensor | None = None
 
 
 def advantages(rewards: Tensor, scale: bool) -> Tensor:
-    """Group-relative advantages of rewards [groups, completions]; with `scale` divided by the group's std + 1e-4."""
-    centred = rewards - rewards.mean(1, keepdim=True)
-    return centred / (rewards.std(1, keepdim=True) + 1e-4) if scale else centred
+    """Group-relative advantages of rewards [groups, completions]; with `scale` divided by the group's std + 1e-4.
+
+    NaN is a masked completion: the group's mean and std are those of the others, its own advantage is 0.
+    """
+    centred = rewards - rewards.nanmean(1, keepdim=True)
+    scaled = centred / (deviations(rewards) + 1e-4) if scale else centred
+    return scaled.nan_to_num(0.0)
+
+
+def deviations(rewards: Tensor) -> Tensor:
+    """Standard deviation (n - 1) of each group [groups, 1] without NaN; 0 for fewer than two numbers."""
+    counts = (~rewards.isnan()).sum(1, keepdim=True)
+    squares = (rewards - rewards.nanmean(1, keepdim=True)).nan_to_num(0.0).pow(2).sum(1, keepdim=True)
+    return (squares / (counts - 1).clamp(min=1)).sqrt()
 
 
 def policy_loss(new: Tensor, old: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
@@ -100,11 +117,12 @@ def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     loop = Loop(run, settings, loaded, settings.steps, largest_is_best=True)
     loop.resume()
     generator = LocalGenerator(loaded, name=run.name, batch=settings.rollout_batch)
-    with loop.signals(), display.task("grpo", loop.steps) as progress:
+    rewards = Rewards(settings.rewards, settings.gate)
+    with rewards, loop.signals(), display.task("grpo", loop.steps) as progress:
         progress.advance(loop.step)
         row = loop.last("reward")
         while loop.step < loop.steps:
-            row = _step(loop, recipe, generator, questions)
+            row = _step(loop, recipe, generator, questions, rewards)
             shown = {"reward": row["reward"], "length": row["completion_length"]}
             if held_out and (loop.due(settings.eval_every) or loop.step == loop.steps):
                 accuracy = _accuracy(generator, held_out, settings.max_completion)
@@ -133,25 +151,29 @@ def _short_enough(loaded: Any, samples: list[Sample], limit: int) -> tuple[list[
     return kept, len(samples) - len(kept)
 
 
-def _step(loop: Loop, recipe: Recipe, generator: LocalGenerator, questions: list[tuple[Sample, list[int]]]) -> dict:
+def _step(
+    loop: Loop,
+    recipe: Recipe,
+    generator: LocalGenerator,
+    questions: list[tuple[Sample, list[int]]],
+    opened: Rewards | None = None,
+) -> dict:
     """Rollouts, rewards and `iterations` updates; the row that was logged."""
     settings, clock = recipe.grpo, Clock()
     first = loop.step // settings.iterations * settings.prompts
     chosen = [questions[index] for _, index in row_order(len(questions), recipe.seed, first, first + settings.prompts)]
-    rollouts = _rollouts(loop, recipe, generator, chosen)
+    rollouts = _rollouts(loop, recipe, generator, chosen, opened)
     seconds = {"rollout_seconds": clock.lap()}
-    rewards = torch.tensor([r.reward for r in rollouts], dtype=torch.float64).view(-1, settings.group)
+    numbers = [math.nan if r.reward is None else r.reward for r in rollouts]
+    rewards = torch.tensor(numbers, dtype=torch.float64).view(-1, settings.group)
     scaled = advantages(rewards, settings.scale_rewards).flatten().tolist()
     for rollout, value in zip(rollouts, scaled, strict=True):
         rollout.advantage = value
-    flat = rewards.std(1) < 1e-9
-    row = _described(rollouts, rewards, flat)
+    flat = deviations(rewards)[:, 0] < 1e-9
+    row = _described(rollouts, rewards, flat) | (opened.usage() if opened else {})
     used = [r for i, r in enumerate(rollouts) if settings.kl > 0 or not flat[i // settings.group]]
-    if settings.mask_truncated:
-        used = [r for r in used if r.completion.finish == "stop"]
-    tokens = sum(
-        len(r.completion.tokens) for r in rollouts if r.completion.finish == "stop" or not settings.mask_truncated
-    )
+    used = [r for r in used if _counts(r, settings)]
+    tokens = sum(len(r.completion.tokens) for r in rollouts if _counts(r, settings))
     figures = _updates(loop, settings, used, tokens)
     seconds["update_seconds"] = clock.lap()
     loop.tokens += sum(len(r.completion.tokens) for r in rollouts)
@@ -161,10 +183,19 @@ def _step(loop: Loop, recipe: Recipe, generator: LocalGenerator, questions: list
     return row
 
 
+def _counts(rollout: Rollout, settings: Grpo) -> bool:
+    """Whether a rollout carries loss: it has a reward, and was not cut where that masks."""
+    return rollout.reward is not None and (rollout.completion.finish == "stop" or not settings.mask_truncated)
+
+
 def _rollouts(
-    loop: Loop, recipe: Recipe, generator: LocalGenerator, chosen: list[tuple[Sample, list[int]]]
+    loop: Loop,
+    recipe: Recipe,
+    generator: LocalGenerator,
+    chosen: list[tuple[Sample, list[int]]],
+    opened: Rewards | None = None,
 ) -> list[Rollout]:
-    """The groups of a step, in the order of their prompts."""
+    """The groups of a step, in the order of their prompts; rewards that are not `opened` yet are, for this step."""
     settings = recipe.grpo
     sampling = Sampling(
         settings.max_completion,
@@ -177,23 +208,27 @@ def _rollouts(
     generator.refresh()
     keys = [f"{sample.id} {place}" for place, (sample, _) in enumerate(chosen)]
     found = dict(generator.generate([sample.messages for sample, _ in chosen], sampling, keys))
-    rollouts = []
-    for place, (sample, ids) in enumerate(chosen):
-        for completion in found[place]:
-            value, parts = total(sample, completion, loop.loaded.think, settings.rewards)
-            rollouts.append(Rollout(sample, ids, completion, value, parts))
-    return rollouts
+    drawn = [(*chosen[place], completion) for place in range(len(chosen)) for completion in found[place]]
+    samples, completions = [sample for sample, _, _ in drawn], [completion for _, _, completion in drawn]
+    with contextlib.ExitStack() as stack:
+        rewards = opened or stack.enter_context(Rewards(settings.rewards, settings.gate))
+        scored: list[Scored] = rewards.score_all(samples, completions, loop.loaded.think)
+    return [Rollout(*one, points.total, points.parts) for one, points in zip(drawn, scored, strict=True)]
 
 
 def _described(rollouts: list[Rollout], rewards: Tensor, flat: Tensor) -> dict[str, Any]:
     """Figures of a step's rollouts."""
     count = len(rollouts)
     lengths = [len(r.completion.tokens) for r in rollouts]
-    parts = {f"rewards/{name}": sum(r.parts[name] for r in rollouts) / count for name in rollouts[0].parts}
+    parts = {}
+    for name in rollouts[0].parts:
+        values = [value for r in rollouts if (value := r.parts[name]) is not None]
+        parts[f"rewards/{name}"] = sum(values) / len(values) if values else None
     return {
-        "reward": float(rewards.mean()),
-        "reward_std": float(rewards.std(1).mean()),
+        "reward": float(rewards.nanmean()) if rewards.isfinite().any() else None,
+        "reward_std": float(deviations(rewards).mean()),
         **parts,
+        "masked": sum(r.reward is None for r in rollouts) / count,
         "completion_length": sum(lengths) / count,
         "completion_length_max": max(lengths),
         "truncated": sum(r.completion.finish != "stop" for r in rollouts) / count,
@@ -224,9 +259,9 @@ def _updates(loop: Loop, settings: Grpo, used: list[Rollout], tokens: int) -> di
     return figures
 
 
-def _tensors(loop: Loop, batch: list[Rollout]) -> tuple[Tensor, Tensor]:
+def _packed(loop: Loop, batch: list[Rollout]) -> Batch:
     rows = [([*r.prompt, *r.completion.tokens], [IGNORE] * len(r.prompt) + list(r.completion.tokens)) for r in batch]
-    return padded(rows, loop.loaded.tokenizer.pad_token_id, loop.accelerator.device)
+    return packed(rows, loop.accelerator.device)
 
 
 @torch.no_grad()
@@ -235,7 +270,7 @@ def _remember(loop: Loop, settings: Grpo, batches: list[list[Rollout]], name: st
     loop.loaded.model.eval()
     for batch in batches:
         with loop.accelerator.autocast():
-            found = loop.logprobs(*_tensors(loop, batch), settings.temperature)
+            found, _ = loop.logprobs(_packed(loop, batch), settings.temperature)
         sizes = [len(r.completion.tokens) for r in batch]
         for rollout, part in zip(batch, found.split(sizes), strict=True):
             setattr(rollout, name, part)
@@ -245,8 +280,7 @@ def _loss_of(
     loop: Loop, settings: Grpo, batch: list[Rollout], tokens: int, sums: dict[str, float]
 ) -> Callable[[], Tensor]:
     def loss() -> Tensor:
-        ids, labels = _tensors(loop, batch)
-        new = loop.logprobs(ids, labels, settings.temperature)
+        new, _ = loop.logprobs(_packed(loop, batch), settings.temperature)
         place = new.device
         sizes = torch.tensor([len(r.completion.tokens) for r in batch], device=place)
         advantage = torch.tensor([r.advantage for r in batch], dtype=new.dtype, device=place).repeat_interleave(sizes)

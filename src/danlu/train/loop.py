@@ -16,73 +16,21 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from danlu import display
-from danlu.data.render import IGNORE
 from danlu.errors import DanluError, Stopped
+from danlu.models.decoder import can_compile, fast_forward, supports
+from danlu.models.head import TokenLogProbs
 from danlu.models.load import Loaded, device, native_bf16, trainable
 from danlu.recipe import Optimizer, Training
 from danlu.run import Run
 from danlu.train import checkpoint
-
-CHUNK = 1024  # positions whose logits exist at the same time
-
-
-class TokenLogProbs(nn.Module):
-    """A causal model as a function from rows to log-probs of the tokens that carry loss.
-
-    The head runs on those positions only, in chunks that are recomputed in the backward pass, so that the logits of
-    a whole batch never exist. Rows are padded on the right: with causal attention no mask is needed.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        plain = model.get_base_model() if hasattr(model, "peft_config") else model
-        self._split = not any(
-            getattr(plain.config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-        )
-
-    def forward(self, ids: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-        """Log-probs [N] of the labels that are not IGNORE (never column 0) given the ids before; both are [B, T]."""
-        plain = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        before = labels[:, 1:] != IGNORE
-        targets = labels[:, 1:][before]
-        if not self._split:  # the head does more than a product: take the model's own logits
-            logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1][before]
-            return _picked(logits, targets, temperature)
-        hidden = plain.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][before]
-        head = plain.get_output_embeddings()
-
-        def scored(part: Tensor, wanted: Tensor) -> Tensor:
-            return _picked(head(part), wanted, temperature)
-
-        if hidden.shape[0] <= CHUNK:
-            return scored(hidden, targets)
-        parts = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-        return torch.cat([torch.utils.checkpoint.checkpoint(scored, *part, use_reentrant=False) for part in parts])
-
-
-def _picked(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    logits = logits.float() / temperature
-    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
-
-
-def padded(rows: Sequence[tuple[Any, Any]], pad: int, place: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids [B, T], labels [B, T]) of (tokens, labels), lists or arrays of int, padded right with `pad` and IGNORE."""
-    length = max(len(tokens) for tokens, _ in rows)
-    ids = torch.full((len(rows), length), pad)
-    labels = torch.full((len(rows), length), IGNORE)
-    for i, (tokens, wanted) in enumerate(rows):
-        ids[i, : len(tokens)] = torch.as_tensor(tokens)
-        labels[i, : len(wanted)] = torch.as_tensor(wanted)
-    return ids.to(place), labels.to(place)
 
 
 def row_order(count: int, seed: int, first: int, last: int) -> list[tuple[int, int]]:
@@ -136,6 +84,16 @@ def precision(settings: Training) -> str:
     return {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[settings.precision]
 
 
+def _forward(model: Any, settings: Training, steps: int) -> tuple[bool, Any]:
+    """(whether rows are packed, the fast forward or None): compiling takes half a minute, so it must pay."""
+    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    if not supports(plain.config):
+        return False, None
+    pays = plain.config.hidden_size >= 512 and steps >= 20
+    compiled = can_compile() and pays if settings.compile == "auto" else settings.compile
+    return True, fast_forward(model, compiled)
+
+
 class Loop:
     """The state of a training stage: weights, optimizer, step, best state, what was asked by a signal."""
 
@@ -159,7 +117,9 @@ class Loop:
         if not self.params:
             raise DanluError("nothing to train: the model has no trainable parameters", "check lora.targets")
         optimizer = make_optimizer(list(self.params.values()), settings.optimizer)
-        self.logprobs, self.optimizer = self.accelerator.prepare(TokenLogProbs(loaded.model), optimizer)
+        self.fast, forward = _forward(loaded.model, settings, steps)
+        scored = TokenLogProbs(loaded.model, forward, loaded.tokenizer.pad_token_id)
+        self.logprobs, self.optimizer = self.accelerator.prepare(scored, optimizer)
         self.step = 0
         self.best: dict[str, Tensor] | None = None
         self.best_value: float | None = None

@@ -2,7 +2,8 @@
 
 The loss of a step is the sum over its supervised tokens divided by their number, over all micro-batches: batch size
 and accumulation do not change it. Departure from TRL's default, which averages the means of micro-batches.
-Not covered yet: packing, fast kernels, halving the batch when memory runs out.
+The rows of a step are packed, without padding, into forwards of at most `micro_batch` x `data.max_length` tokens; how
+they are packed changes the loss by rounding only.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from danlu.data.render import IGNORE, Rendered
 from danlu.data.rows import TrainingRows
 from danlu.data.store import Store, open_store
 from danlu.errors import DanluError
+from danlu.models.batch import Batch, micro_batches, packed
 from danlu.models.load import load
 from danlu.recipe import Recipe
 from danlu.run import Run
 from danlu.train.deliver import deliver
-from danlu.train.loop import Clock, Loop, padded, peak_memory, row_order
+from danlu.train.loop import Clock, Loop, peak_memory, row_order
 
 Row = tuple[np.ndarray, np.ndarray]  # tokens and labels, int32 [length]
 
@@ -93,6 +95,8 @@ def _row(rendered: Rendered) -> Row:
 def _train(loop: Loop, recipe: Recipe, rows: TrainingRows, valid: list[Row], total_rows: int | None) -> dict[str, Any]:
     settings = recipe.sft
     effective = settings.batch_size * settings.accumulation
+    micro = settings.micro_batch if isinstance(settings.micro_batch, int) else settings.batch_size
+    capacity = micro * recipe.data.max_length
     clock = Clock()
     loss, eval_loss = loop.last("loss").get("loss"), loop.last("eval_loss").get("eval_loss")
     with loop.signals(), display.task("sft", loop.steps) as progress:
@@ -103,7 +107,7 @@ def _train(loop: Loop, recipe: Recipe, rows: TrainingRows, valid: list[Row], tot
             places = row_order(rows.count, recipe.seed, first, last)
             batch = [_row(rows.rendered(epoch, index)) for epoch, index in places]
             supervised = sum(int((labels != IGNORE).sum()) for _, labels in batch)
-            loss, norm = loop.update(_losses(loop, batch, settings.batch_size, supervised))
+            loss, norm = loop.update(_losses(loop, batch, capacity, supervised))
             loop.tokens += supervised
             rate = loop.optimizer.param_groups[0]["lr"]
             row = {"step": loop.step, "epoch": round(last / rows.count, 4), "loss": loss, "lr": rate, "grad_norm": norm}
@@ -111,7 +115,7 @@ def _train(loop: Loop, recipe: Recipe, rows: TrainingRows, valid: list[Row], tot
             speed = sum(len(tokens) for tokens, _ in batch) / seconds
             loop.log({**row, "tokens": loop.tokens, "tokens_per_second": round(speed, 1)})
             if valid and (loop.due(settings.eval_every) or loop.step == loop.steps):
-                eval_loss = _eval_loss(loop, valid, settings.batch_size)
+                eval_loss = _eval_loss(loop, valid, capacity)
                 loop.log({"step": loop.step, "eval_loss": eval_loss})
                 loop.consider(eval_loss, settings.keep_best)
                 clock.lap()
@@ -131,27 +135,28 @@ def _train(loop: Loop, recipe: Recipe, rows: TrainingRows, valid: list[Row], tot
     }
 
 
-def _losses(loop: Loop, batch: list[Row], size: int, supervised: int) -> Iterator[Callable[[], Tensor]]:
+def _losses(loop: Loop, batch: list[Row], capacity: int, supervised: int) -> Iterator[Callable[[], Tensor]]:
     """Losses of the micro-batches; together they are the mean over the supervised tokens of the step."""
-    pad = loop.loaded.tokenizer.pad_token_id
-    for at in range(0, len(batch), size):
-        ids, labels = padded(batch[at : at + size], pad, loop.accelerator.device)
-        yield partial(_mean_loss, loop, ids, labels, supervised)
+    for part in _parts(loop, batch, capacity):
+        yield partial(_mean_loss, loop, part, supervised)
 
 
-def _mean_loss(loop: Loop, ids: Tensor, labels: Tensor, supervised: int) -> Tensor:
-    return -loop.logprobs(ids, labels).sum() / supervised
+def _parts(loop: Loop, rows: list[Row], capacity: int) -> Iterator[Batch]:
+    found = micro_batches([len(tokens) for tokens, _ in rows], capacity, padding=not loop.fast)
+    return (packed([rows[i] for i in part], loop.accelerator.device) for part in found)
+
+
+def _mean_loss(loop: Loop, batch: Batch, supervised: int) -> Tensor:
+    return -loop.logprobs(batch)[0].sum() / supervised
 
 
 @torch.no_grad()
-def _eval_loss(loop: Loop, valid: list[Row], size: int) -> float:
+def _eval_loss(loop: Loop, valid: list[Row], capacity: int) -> float:
     """Mean negative log-prob over the supervised tokens of the validation rows."""
     loop.loaded.model.eval()
     total, count = 0.0, 0
-    order = sorted(valid, key=lambda row: len(row[0]))
-    for at in range(0, len(order), size):
-        ids, labels = padded(order[at : at + size], loop.loaded.tokenizer.pad_token_id, loop.accelerator.device)
+    for batch in _parts(loop, valid, capacity):
         with loop.accelerator.autocast():
-            found = loop.logprobs(ids, labels)
+            found, _ = loop.logprobs(batch)
         total, count = total - float(found.sum()), count + found.numel()
     return total / count

@@ -1,0 +1,152 @@
+"""Log-probs of the supervised tokens: the head runs on their places only, in chunks, so full logits never exist.
+
+d(log p_t)/dh = (onehot_t - p) W does not depend on the loss behind it, so it is made in the forward pass, while the
+logits of a chunk are at hand, and the backward pass only scales its rows: no second product with the vocabulary.
+Where the head's matrix is trained too, its gradient needs the loss and the chunk's logits are made again.
+
+Probabilities are fp32 whatever the weights are; products with the matrix run in the weights' dtype, and the gradient
+of the matrix is added up over the chunks in fp32.
+Departure from transformers: `final_logit_softcapping` and its like go through the model's own logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from danlu.models.batch import Batch, padded
+
+CHUNK = 256  # positions whose logits exist at the same time
+
+
+def token_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """(log-probs fp32 [N], entropies fp32 [N] in nats without gradient, if asked) of `targets` int64 [N].
+
+    hidden [N, H] (after the final norm), weight [V, H]; logits are divided by `temperature`.
+    """
+    found, entropies = _TokenLogProbs.apply(hidden, weight, targets, temperature, entropy)
+    return found, entropies if entropy else None
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        hidden = hidden.to(weight.dtype)
+        unit = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # d logprob / d hidden
+        found = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        entropies = torch.empty_like(found) if entropy else found.new_empty(0)
+        for at in range(0, hidden.shape[0], CHUNK):
+            part = slice(at, at + CHUNK)
+            scores = _log_softmax(hidden[part], weight, temperature)
+            found[part] = scores.gather(-1, targets[part, None]).squeeze(-1)
+            if entropy:
+                entropies[part] = -(scores.exp() * scores).sum(-1)
+            if unit is not None:
+                torch.mm(_error(scores, targets[part]).to(weight.dtype), weight, out=unit[part])
+        if unit is not None and temperature != 1.0:
+            unit.div_(temperature)
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(unit, hidden, weight, targets)
+        else:
+            ctx.save_for_backward(unit)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropies)
+        return found, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        unit, *held = ctx.saved_tensors
+        grad: Tensor = grads[0]
+        for_hidden = unit * grad[:, None].to(unit.dtype) if unit is not None else None
+        if not held:
+            return for_hidden, None, None, None, None
+        hidden, weight, targets = held
+        for_weight = torch.zeros_like(weight, dtype=torch.float32)
+        for at in range(0, hidden.shape[0], CHUNK):
+            part = slice(at, at + CHUNK)
+            error = _error(_log_softmax(hidden[part], weight, ctx.temperature), targets[part])
+            error.mul_((grad[part] / ctx.temperature)[:, None])
+            if weight.dtype == torch.float32:
+                for_weight.addmm_(error.t(), hidden[part])
+            else:
+                for_weight += error.to(weight.dtype).t() @ hidden[part]
+        return for_hidden, for_weight.to(weight.dtype), None, None, None
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    logits = hidden @ weight.t()
+    if temperature != 1.0:
+        logits = logits.float().div_(temperature)
+    return torch.log_softmax(logits, -1, dtype=torch.float32)
+
+
+def _error(scores: Tensor, targets: Tensor) -> Tensor:
+    """onehot - p of log-probs `scores` [n, V], in their memory."""
+    error = scores.exp_().neg_()
+    error[torch.arange(len(targets), device=targets.device), targets] += 1.0
+    return error
+
+
+class TokenLogProbs(nn.Module):
+    """A causal model as a function from a Batch to the log-probs of its targets.
+
+    `forward_of`: hidden states after the final norm, [T, H], of a Batch (the fast forward); None: transformers' own
+    forward on rows padded to the longest (with causal attention padding on the right needs no mask).
+    """
+
+    def __init__(self, model: Any, forward_of: Any = None, pad: int = 0) -> None:
+        super().__init__()
+        self.model, self._forward, self._pad = model, forward_of, pad
+        plain = model.get_base_model() if hasattr(model, "peft_config") else model
+        extras = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+        self._split = not any(getattr(plain.config, name, None) for name in extras)
+
+    def forward(self, batch: Batch, temperature: float = 1.0, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(log-probs fp32 [N], entropies [N] if asked) of the batch's targets."""
+        plain = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        if not self._split:  # the head does more than a product: take the model's own logits
+            ids, mask = padded(batch, self._pad)
+            logits = self.model(input_ids=ids, use_cache=False).logits[mask][batch.places]
+            return _scored(logits, batch.targets, temperature, entropy)
+        if self._forward is not None:
+            hidden = self._forward(batch)
+        else:
+            ids, mask = padded(batch, self._pad)
+            hidden = plain.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[mask]
+        hidden = hidden[batch.places]
+        head = plain.get_output_embeddings()
+        if type(head) is nn.Linear and head.bias is None and not torch.is_autocast_enabled(hidden.device.type):
+            return token_logprobs(hidden, head.weight, batch.targets, temperature, entropy)
+        if type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad:
+            weight = head.weight.to(torch.get_autocast_dtype(hidden.device.type))
+            return token_logprobs(hidden, weight, batch.targets, temperature, entropy)
+        return _through(head, hidden, batch.targets, temperature, entropy)
+
+
+def _through(
+    head: Any, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """As `token_logprobs` for a head that is more than a frozen or trained matrix (LoRA on it, a bias, autocast)."""
+
+    def scored(part: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+        return _scored(head(part), wanted, temperature, entropy)
+
+    if hidden.shape[0] <= CHUNK:
+        return scored(hidden, targets)
+    parts = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    found = [checkpoint(scored, *part, use_reentrant=False) for part in parts]
+    return torch.cat([own for own, _ in found]), torch.cat([own for _, own in found]) if entropy else None
+
+
+def _scored(logits: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor | None]:
+    scores = torch.log_softmax(logits.float() / temperature, -1)
+    found = scores.gather(-1, targets[:, None]).squeeze(-1)
+    with torch.no_grad():
+        return found, -(scores.exp() * scores).sum(-1) if entropy else None
