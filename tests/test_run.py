@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 
 from danlu.errors import DanluError, Stopped
 from danlu.run import Run, differing_keys, digest, list_runs, read_jsonl, write_json
+from killed import in_child, kill_at
 
 CONFIG = {"name": "x", "sft": {"lr": 0.1, "steps": 3}}
 
@@ -167,6 +169,36 @@ def test_rows_after_a_checkpoint_can_be_dropped(path):
         run.log({"step": step})
     run.truncate("metrics.jsonl", lambda row: row["step"] <= 2)
     assert [row["step"] for row in run.metrics()] == [1, 2]
+
+
+def test_rows_are_taken_back_by_size(path):
+    run = create(path)
+    assert run.size("metrics.jsonl") == 0
+    run.log({"step": 1})
+    size = run.size("metrics.jsonl")
+    run.log({"step": 2})
+    run.sync(["metrics.jsonl", "samples.jsonl"])
+    run.cut("metrics.jsonl", size)
+    assert [row["step"] for row in run.metrics()] == [1]
+    run.cut("metrics.jsonl", 10 * size)  # never longer than it is
+    assert run.size("metrics.jsonl") == size
+
+
+def test_a_run_killed_while_it_is_made_is_not_there(path):
+    event, ended = 0, int(signal.SIGKILL)
+    while ended == signal.SIGKILL:
+        event += 1
+
+        def die(event=event):
+            kill_at(event, "first")
+            create(path)
+
+        ended = in_child(die)
+        if ended:
+            assert list_runs(path.parent) == []
+    assert event > 5
+    assert [run.config() for run in list_runs(path.parent)] == [CONFIG]
+    assert [entry.name for entry in path.parent.iterdir()] == ["first"]
 
 
 def test_a_failed_delivery_leaves_the_old_artifact(path):

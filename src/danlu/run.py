@@ -6,7 +6,7 @@
       run.json       status, lineage, versions  checkpoints/    to resume
       artifact/      what the stage delivers
 
-run.json is replaced atomically; a checkpoint or an artifact counts only once its staged directory was
+run.json is replaced atomically; a run, a checkpoint or an artifact counts only once its staged directory was
 renamed into place. Not covered: two processes writing one run (the second is refused by the lock file).
 """
 
@@ -177,12 +177,15 @@ class Run:
             return run
         if path.exists() and any(path.iterdir()):
             raise DanluError(f"{path} exists and is not a Danlu run", "choose another --name or an empty directory")
-        path.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.name}.*.making"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        staged = cls(path.with_name(f".{path.name}.{os.getpid()}.making"))
+        staged.path.mkdir(parents=True)
         if recipe_text:
-            (path / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
-        write_json(path / "config.json", config)
+            (staged.path / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
+        write_json(staged.path / "config.json", config)
         write_json(
-            run._file,
+            staged._file,
             {
                 "schema_version": SCHEMA_VERSION,
                 "name": path.name,
@@ -199,6 +202,9 @@ class Run:
                 "results": {},
             },
         )
+        if path.exists():
+            path.rmdir()  # empty, see above
+        os.replace(staged.path, path)
         return run
 
     @classmethod
@@ -276,6 +282,24 @@ class Run:
         staged = path.with_suffix(".tmp")
         write_jsonl(staged, filter(keep, iter_jsonl(path)))
         os.replace(staged, path)
+
+    def size(self, name: str) -> int:
+        """Bytes of a .jsonl, 0 where it is not there yet."""
+        try:
+            return (self.path / name).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def cut(self, name: str, size: int) -> None:
+        """Take back what was appended to a .jsonl since it had `size` bytes."""
+        if self.size(name) > size:
+            os.truncate(self.path / name, size)
+
+    def sync(self, names: Iterable[str]) -> None:
+        """Bring files to the disk, so that a checkpoint is never ahead of what was logged before it."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError), (self.path / name).open("rb") as file:
+                os.fsync(file.fileno())
 
     # ---- life
 
@@ -355,4 +379,5 @@ def list_runs(root: Path) -> list[Run]:
         except (DanluError, KeyError, TypeError, ValueError):
             return 0.0
 
-    return sorted((Run(path.parent) for path in root.glob("*/run.json")), key=lambda run: (created(run), run.name))
+    found = (Run(path.parent) for path in root.glob("*/run.json") if not path.parent.name.startswith("."))
+    return sorted(found, key=lambda run: (created(run), run.name))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import torch
 
 from danlu.errors import DanluError
 from danlu.train import checkpoint
+from killed import in_child, kill_at
 
 OPTIMIZER = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}, "rng": torch.get_rng_state(), "scaler": None}
 
@@ -111,31 +109,6 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
 # ---- killed while writing
 
 
-def in_child(work: Callable[[], Any]) -> int:
-    """Run `work` in a forked process; the signal that ended it, or 0."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        finally:  # nothing of pytest runs twice
-            os._exit(0)
-    return os.WTERMSIG(os.waitpid(pid, 0)[1])
-
-
-def killed_at(event: int) -> None:
-    """End this process, as kill -9 does, at the n-th file operation from now."""
-    seen = 0
-
-    def hook(name: str, _args: Any) -> None:
-        nonlocal seen
-        if name in ("open", "shutil.rmtree") or name.startswith("os."):
-            seen += 1
-            if seen == event:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-
-
 def assert_sound(folder: Path, allowed: set[int]) -> None:
     """What `latest` finds is one of the allowed steps, whole; the next save leaves nothing else lying about."""
     found = checkpoint.latest(folder)
@@ -168,7 +141,7 @@ def test_killed_at_every_file_operation(
         shutil.copytree(tmp_path / "before", folder)
 
         def die(folder: Path = folder, event: int = event) -> None:
-            killed_at(event)
+            kill_at(event)
             saved(folder, 5, keep)
 
         ended = in_child(die)
