@@ -61,7 +61,6 @@ ZH = {
     "share of all steps": "占总步数的比例",
     "steps; 0: at the end only": "步数；0 表示只在结束时",
     "steps; 0: when interrupted and at the end only": "步数；0 表示只在被中断时和结束时",
-    "rows of a micro-batch": "一个微批的行数",
     "optimizer steps; overrides epochs": "优化步数；写了就不看 epochs",
     "deliver the adapter with the lowest eval loss": "交付验证损失最低时的适配器",
     "rows with a gold answer; empty: data.train": "带标准答案的行；留空用 data.train",
@@ -74,6 +73,44 @@ ZH = {
     "divide advantages by the group's standard deviation": "优势值是否除以组内标准差",
     "completions of a forward/backward": "一次前向/反向的回答数",
     "completions decoded together at most": "最多同时解码的回答数",
+    "think_format: a completion out of format earns nothing by what it says; penalties stay": (
+        "think_format：格式不对的回答，内容再好也不得分；扣分照扣"
+    ),
+    "completions of each prompt, before training": "训练前每道题采样的回答数",
+    "least share of right answers of a prompt that is kept": "保留的题，答对比例至少多少",
+    "greatest share of right answers of a prompt that is kept": "保留的题，答对比例至多多少",
+    "words (of Chinese: characters) of a piece that counts when it comes again": (
+        "多少个词（中文按字）算一个片段，再次出现即计重复"
+    ),
+    "share of repeated pieces that costs nothing": "重复片段占比在此以内不扣分",
+    "0 up to low, falling to -1 at high | from the first value to the second along a cosine": (
+        "依次为：low 以内为 0、到 high 降到 -1；沿余弦从第一个值变到第二个值"
+    ),
+    "tokens up to which a completion is as short as can be": "不超过这么多 token 就算最短",
+    "tokens from which on it is as long as can be": "达到这么多 token 就算最长",
+    "cosine: values of a short and a long right answer": "cosine：答对时，短回答与长回答的值",
+    "cosine: values of a short and a long wrong answer": "cosine：答错时，短回答与长回答的值",
+    "cosine: value of a completion that the token limit cut": "cosine：被 token 上限截断的回答的值",
+    "chat endpoint of the judge (http://host:port/v1#model)": "裁判模型的服务地址（http://host:port/v1#模型名）",
+    "requests at once": "同时发出的请求数",
+    "seconds that one request may take": "一次请求最多多少秒",
+    "further attempts; with the backoff they outlast a minute": "失败后再试几次；加上退避，能熬过一分钟的中断",
+    "seconds before the second attempt, doubled each time up to 30": "第二次尝试前等几秒，之后每次翻倍，最多 30 秒",
+    "longest reply, its reasoning included": "裁判回复的 token 上限，含它的思考",
+    "switches the judge's thinking on or off, where it can": "打开或关闭裁判的思考（模板支持时）",
+    "money for a million tokens of prompt and of reply; the cost is logged": (
+        "每百万 token 的价格（提示、回复）；费用记入日志"
+    ),
+    "FILE.py:function; found from the working directory or beside the recipe": (
+        "文件.py:函数名；从工作目录找，找不到再看配方所在目录"
+    ),
+    (
+        "(sample, completion) -> number | (completions, **columns) -> list, completions as chats | the same with"
+        " completions as texts; auto: by the names of the parameters"
+    ): (
+        "依次为：(sample, completion) -> 数；(completions, **columns) -> 列表，回答是对话；同前，回答是文本。"
+        "auto 看参数名"
+    ),
     "benchmarks of the domain under one name (quick, zh, en, full, guard)": (
         "领域里打包好的一组基准，写名字即可（quick、zh、en、full、guard）"
     ),
@@ -230,6 +267,10 @@ def listed(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
 ITEMS: dict[str, type[BaseModel]] = {
     "Source (an item of data.train, data.valid, grpo.data, grpo.valid)": recipe.Source,
     "RewardSpec (an item of grpo.rewards)": recipe.RewardSpec,
+    "RepetitionSpec (an item of grpo.rewards)": recipe.RepetitionSpec,
+    "LengthSpec (an item of grpo.rewards)": recipe.LengthSpec,
+    "JudgeSpec (an item of grpo.rewards)": recipe.JudgeSpec,
+    "PythonSpec (an item of grpo.rewards)": recipe.PythonSpec,
     "Benchmark (an item of eval.benchmarks)": recipe.Benchmark,
 }
 

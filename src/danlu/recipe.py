@@ -13,12 +13,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from danlu.errors import DanluError
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-BUILT_IN_REWARDS = ("xmlcount", "soft_format", "strict_format", "int", "correctness", "answer", "think_format", "stop")
+PLAIN_REWARDS = (
+    *("xmlcount", "soft_format", "strict_format", "int", "correctness"),  # the published five
+    *("answer", "choice", "think_format", "stop", "language"),
+)
+BUILT_IN_REWARDS = (*PLAIN_REWARDS, "repetition", "length", "judge")
 
 
 class Section(BaseModel):
@@ -157,12 +170,137 @@ class Sft(Training):
 
 
 class RewardSpec(Section):
-    name: Literal[BUILT_IN_REWARDS]  # type: ignore[valid-type]
+    """A reward without settings of its own."""
+
+    name: Literal[PLAIN_REWARDS]  # type: ignore[valid-type]
     weight: float = 1.0
+
+    @property
+    def label(self) -> str:
+        return str(self.name)
+
+
+class RepetitionSpec(Section):
+    """-1..0: loops of words that were there before."""
+
+    name: Literal["repetition"]
+    weight: float = 1.0
+    gram: int = Field(8, ge=1, description="words (of Chinese: characters) of a piece that counts when it comes again")
+    free: float = Field(0.2, ge=0, lt=1, description="share of repeated pieces that costs nothing")
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+
+class LengthSpec(Section):
+    """How long a completion is, in tokens."""
+
+    name: Literal["length"]
+    weight: float = 1.0
+    shape: Literal["soft", "cosine"] = Field(
+        "soft", description="0 up to low, falling to -1 at high | from the first value to the second along a cosine"
+    )
+    low: int = Field(0, ge=0, description="tokens up to which a completion is as short as can be")
+    high: int = Field(ge=1, description="tokens from which on it is as long as can be")
+    right: tuple[float, float] = Field((1.0, 0.5), description="cosine: values of a short and a long right answer")
+    wrong: tuple[float, float] = Field((0.0, 0.0), description="cosine: values of a short and a long wrong answer")
+    cut: float = Field(-1.0, description="cosine: value of a completion that the token limit cut")
+
+    @model_validator(mode="after")
+    def _coherent(self) -> LengthSpec:
+        if self.low >= self.high:
+            raise ValueError("length needs low < high (tokens)")
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+
+class JudgeSpec(Section):
+    """1 or 0 from an LLM that sees question, gold and answer; a rollout that it failed on is masked."""
+
+    name: Literal["judge"]
+    weight: float = 1.0
+    endpoint: str = Field(description="chat endpoint of the judge (http://host:port/v1#model)")
+    concurrency: int = Field(8, ge=1, description="requests at once")
+    timeout: float = Field(120.0, gt=0, description="seconds that one request may take")
+    retries: int = Field(7, ge=0, description="further attempts; with the backoff they outlast a minute")
+    backoff: float = Field(1.0, ge=0, description="seconds before the second attempt, doubled each time up to 30")
+    max_tokens: int = Field(2048, ge=1, description="longest reply, its reasoning included")
+    thinking: bool | None = Field(None, description="switches the judge's thinking on or off, where it can")
+    price: tuple[float, float] | None = Field(
+        None, description="money for a million tokens of prompt and of reply; the cost is logged"
+    )
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+
+class PythonSpec(Section):
+    """A function of your own."""
+
+    python: str = Field(description="FILE.py:function; found from the working directory or beside the recipe")
+    weight: float = 1.0
+    style: Literal["auto", "danlu", "trl", "trl-text"] = Field(
+        "auto",
+        description="(sample, completion) -> number | (completions, **columns) -> list, completions as chats | the"
+        " same with completions as texts; auto: by the names of the parameters",
+    )
+
+    @property
+    def label(self) -> str:
+        return self.python.rpartition(":")[2]
+
+
+REWARD_SPECS: dict[str, type[Section]] = {
+    "plain": RewardSpec,
+    "repetition": RepetitionSpec,
+    "length": LengthSpec,
+    "judge": JudgeSpec,
+    "python": PythonSpec,
+}
+
+
+def _reward_kind(value: Any) -> str:
+    """Which of REWARD_SPECS an item of grpo.rewards is."""
+    if not isinstance(value, dict):
+        return next((kind for kind, spec in REWARD_SPECS.items() if isinstance(value, spec)), "plain")
+    if "python" in value:
+        return "python"
+    name = value.get("name")
+    return name if name in REWARD_SPECS and name not in ("plain", "python") else "plain"
 
 
 def _as_reward(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
+
+
+AnyReward = Annotated[
+    Annotated[RewardSpec, Tag("plain")]
+    | Annotated[RepetitionSpec, Tag("repetition")]
+    | Annotated[LengthSpec, Tag("length")]
+    | Annotated[JudgeSpec, Tag("judge")]
+    | Annotated[PythonSpec, Tag("python")],
+    Discriminator(_reward_kind),
+    BeforeValidator(_as_reward),
+]
+
+
+class Filter(Section):
+    """Prompts by how often the model that training starts from answers them right."""
+
+    samples: int = Field(8, ge=2, description="completions of each prompt, before training")
+    low: float = Field(0.1, ge=0, le=1, description="least share of right answers of a prompt that is kept")
+    high: float = Field(0.9, ge=0, le=1, description="greatest share of right answers of a prompt that is kept")
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Filter:
+        if self.low > self.high:
+            raise ValueError("filter needs low <= high")
+        return self
 
 
 class Grpo(Training):
@@ -184,10 +322,14 @@ class Grpo(Training):
     mask_truncated: bool = True
     micro_batch: int = Field(32, ge=1, description="completions of a forward/backward")
     rollout_batch: int = Field(256, ge=1, description="completions decoded together at most")
-    rewards: list[Annotated[RewardSpec, BeforeValidator(_as_reward)]] = [
+    rewards: list[AnyReward] = [
         RewardSpec(name="answer"),
         RewardSpec(name="think_format", weight=0.1),
     ]
+    gate: Literal["none", "think_format"] = Field(
+        "none", description="think_format: a completion out of format earns nothing by what it says; penalties stay"
+    )
+    filter: Filter | None = None
 
 
 class Benchmark(Section):
@@ -292,7 +434,21 @@ def find(name: str) -> Path:
 def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe by path or shipped name and apply `key.path=value` overrides (values are YAML)."""
     path = find(name)
-    return parse(path.read_text(encoding="utf-8-sig", errors="strict"), overrides, origin=str(path))
+    recipe = parse(path.read_text(encoding="utf-8-sig", errors="strict"), overrides, origin=str(path))
+    rewards = [_beside(path.parent, spec) for spec in recipe.grpo.rewards]
+    if rewards == recipe.grpo.rewards:
+        return recipe
+    return recipe.model_copy(update={"grpo": recipe.grpo.model_copy(update={"rewards": rewards})})
+
+
+def _beside(folder: Path, spec: Any) -> Any:
+    """The reward with the file of its function beside the recipe, where the working directory has none."""
+    if not isinstance(spec, PythonSpec):
+        return spec
+    file, colon, function = spec.python.rpartition(":")
+    if Path(file).exists() or not (folder / file).is_file():
+        return spec
+    return spec.model_copy(update={"python": f"{(folder / file).absolute()}{colon}{function}"})
 
 
 def parse(text: str, overrides: list[str] | tuple[str, ...] = (), origin: str = "recipe") -> Recipe:
@@ -361,7 +517,7 @@ def _is_float(text: str) -> bool:
 def _explained(error: ValidationError, origin: str) -> DanluError:
     found = error.errors()
     first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])  # a typo also looks missing
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in _without_kinds(first["loc"]))
     if first["type"] == "extra_forbidden":
         valid = list(_fields_at(first["loc"][:-1]))
         key = str(first["loc"][-1])
@@ -378,15 +534,29 @@ def _explained(error: ValidationError, origin: str) -> DanluError:
     if first["type"] == "missing":
         return DanluError(f"{origin}: {where} is missing", f"add {where}: ...")
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "literal_error" and "plain" in first["loc"] and first["loc"][-1] == "name":
+        near = difflib.get_close_matches(str(first["input"]), BUILT_IN_REWARDS, n=1)
+        message = f"no reward {first['input']!r}" + (f", did you mean {near[0]}?" if near else "")
+        return DanluError(
+            f"{origin}: {where}: {message}", f"rewards: {', '.join(BUILT_IN_REWARDS)}, python: FILE.py:fn"
+        )
     return DanluError(f"{origin}: {where or 'recipe'}: {message}", f"got {first.get('input')!r:.80}" if where else "")
+
+
+def _without_kinds(loc: tuple[Any, ...]) -> list[Any]:
+    """A place without the kind of a reward, which is no key: ("grpo", "rewards", 0, "length", "high")."""
+    return [p for i, p in enumerate(loc) if not (i and isinstance(loc[i - 1], int) and p in REWARD_SPECS)]
 
 
 def _fields_at(loc: tuple[Any, ...]) -> dict[str, Any]:
     model: Any = Recipe
-    for part in loc:
+    for before, part in zip((None, *loc), loc, strict=False):
         if isinstance(part, int):
             continue
-        model = _section_of(model.model_fields[part].annotation)
+        if isinstance(before, int) and part in REWARD_SPECS:
+            model = REWARD_SPECS[part]
+        else:
+            model = _section_of(model.model_fields[part].annotation)
     return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
 
 

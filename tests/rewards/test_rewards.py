@@ -2,10 +2,9 @@
 
 import pytest
 
-from danlu.errors import DanluError
-from danlu.recipe import BUILT_IN_REWARDS, RewardSpec
+from danlu.recipe import BUILT_IN_REWARDS, PLAIN_REWARDS, REWARD_SPECS
 from danlu.records import Completion, Sample
-from danlu.rewards import REWARDS, total
+from danlu.rewards import REWARDS
 from danlu.think import ThinkFormat
 
 TAGS = ThinkFormat(
@@ -68,16 +67,17 @@ def test_published(
 
 
 def test_every_named_reward_exists() -> None:
-    assert set(REWARDS) == set(BUILT_IN_REWARDS)
+    assert tuple(sorted(REWARDS)) == tuple(sorted(PLAIN_REWARDS))
+    assert set(BUILT_IN_REWARDS) - set(PLAIN_REWARDS) == set(REWARD_SPECS) - {"plain", "python"}
 
 
 def test_joined_rows_earn_everything() -> None:
     for think in (TAGS, THINK, OPENED):
         completion = wrote(think.join("first\nsecond", "42"), think)
-        values = {name: reward(NUMBER, completion, think) for name, reward in REWARDS.items()}
+        values = {name: reward(NUMBER, completion, think) for name, reward in REWARDS.items() if name != "choice"}
         assert values == pytest.approx(
             {"xmlcount": 0.5, "soft_format": 0.5, "strict_format": 0.5, "int": 0.5, "correctness": 2.0}
-            | {"answer": 1.0, "think_format": 1.0, "stop": 1.0}
+            | {"answer": 1.0, "think_format": 1.0, "stop": 1.0, "language": 1.0}
         )
 
 
@@ -114,16 +114,3 @@ def test_the_honest_right_answer_pays() -> None:
     text = "<think>\n发热三天\n</think>\n\n"
     assert REWARDS["answer"](CHOICE, wrote(text + "答案是B", THINK), THINK) == 1.0
     assert REWARDS["answer"](OPEN, wrote(text + "肺炎", THINK), THINK) == 1.0
-
-
-def test_total_weighs_and_keeps_the_parts() -> None:
-    specs = [RewardSpec(name="answer"), RewardSpec(name="think_format", weight=0.1), RewardSpec(name="int", weight=2)]
-    value, parts = total(NUMBER, wrote("<think>\nx\n</think>\n\n42", THINK), THINK, specs)
-    assert value == pytest.approx(1 + 0.1 + 1.0)
-    assert parts == {"answer": 1.0, "think_format": 1.0, "int": 0.5}
-
-
-@pytest.mark.parametrize("bad", [lambda *_: float("nan"), lambda *_: float("inf"), lambda *_: 1 / 0, lambda *_: None])
-def test_a_broken_reward_names_itself_and_the_sample(bad) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(DanluError, match=r"reward 'stop' .*sample n1"):
-        total(NUMBER, wrote("42", PLAIN), PLAIN, [RewardSpec(name="stop")], {"stop": bad})

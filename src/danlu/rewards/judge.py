@@ -131,21 +131,24 @@ class Judge:
         """The verdict on one completion; None when the judge gave none. DanluError if the sample has no target."""
         return self.score_many([(sample, completion)])[0]
 
-    def score_many(self, pairs: Sequence[tuple[Sample, Completion]]) -> list[Score | None]:
+    def score_many(
+        self, pairs: Sequence[tuple[Sample, Completion]], cancel: Cancel | None = None
+    ) -> list[Score | None]:
         """The verdict on each completion, in order, asked at once within the endpoint's limit.
 
         Value 1.0 for `right`, else 0.0; "unclear" is the outcome `ambiguous`. Nothing is asked without an answer.
+        `cancel` ends it early from another thread: what is not there by then is None.
         """
         found = [_unasked(sample, completion) for sample, completion in pairs]
         open_ones = [i for i, score in enumerate(found) if score is None]
-        replies = self.ask_many([(_verdict_question(pairs[i][0]), pairs[i][1].answer) for i in open_ones])
+        replies = self.ask_many([(_verdict_question(pairs[i][0]), pairs[i][1].answer) for i in open_ones], cancel)
         for i, reply in zip(open_ones, replies, strict=True):
             found[i] = _score(reply) if reply else None
         return found
 
-    def ask_many(self, items: Sequence[tuple[Question, str]]) -> list[Reply | None]:
+    def ask_many(self, items: Sequence[tuple[Question, str]], cancel: Cancel | None = None) -> list[Reply | None]:
         """The guarded reply to each (question, answer), in order; equal items are asked once."""
-        cancel = Cancel()
+        cancel = cancel or Cancel()
         unique = list(dict.fromkeys(items))
         jobs = [partial(self._guarded, question, answer, cancel) for question, answer in unique]
         done = {unique[i]: reply for i, reply in as_finished(jobs, self.endpoint.concurrency, cancel)}
