@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,10 +35,13 @@ from danlu.models.load import load, reference
 from danlu.recipe import Grpo, Recipe
 from danlu.records import Completion, Sample
 from danlu.rewards import Rewards, Scored
-from danlu.rewards.verify import verify
 from danlu.run import Run
+from danlu.train import memory, trackers
 from danlu.train.deliver import deliver
-from danlu.train.loop import Clock, Loop, learning_rate, peak_memory, row_order
+from danlu.train.loop import Loop
+from danlu.train.metrics import Clock
+from danlu.train.schedule import learning_rate, row_order
+from danlu.train.watch import accuracy
 
 
 @dataclass
@@ -93,6 +97,9 @@ def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     DanluError for data or settings that cannot work; Stopped when interrupted (resumable).
     """
     settings = recipe.grpo
+    trackers.check(settings.track)
+    if settings.patience and not settings.valid:
+        raise DanluError("grpo.patience needs held-out questions", "give grpo.valid")
     prepared = prompts(recipe, settings.data or recipe.data.train)
     write_rejected(run, prepared)
     loaded = load(
@@ -118,29 +125,28 @@ def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     loop.resume()
     generator = LocalGenerator(loaded, name=run.name, batch=settings.rollout_batch)
     rewards = Rewards(settings.rewards, settings.gate)
-    with rewards, loop.signals(), display.task("grpo", loop.steps) as progress:
-        progress.advance(loop.step)
-        row = loop.last("reward")
-        while loop.step < loop.steps:
-            row = _step(loop, recipe, generator, questions, rewards)
-            shown = {"reward": row["reward"], "length": row["completion_length"]}
-            if held_out and (loop.due(settings.eval_every) or loop.step == loop.steps):
-                accuracy = _accuracy(generator, held_out, settings.max_completion)
-                loop.log({"step": loop.step, "eval_accuracy": accuracy})
-                loop.consider(accuracy, settings.keep_best)
-                shown["eval"] = accuracy
-            progress.advance(1, **shown)
-            loop.finish_step()
+
+    def step() -> dict[str, Any]:
+        row = _step(loop, recipe, generator, questions, rewards)
+        return {"reward": row["reward"], "length": row["completion_length"]}
+
+    def evaluate() -> dict[str, float]:
+        return {"eval_accuracy": accuracy(generator, held_out, settings.max_completion, loop.breathe)}
+
+    with rewards:
+        loop.go("grpo", step, evaluate if held_out else None, "eval_accuracy", settings.keep_best)
     if settings.keep_best:
         loop.use_best()
     deliver(loop, recipe)
     return {
         "steps": loop.step,
-        "reward": row.get("reward"),
+        "reward": loop.last("reward").get("reward"),
         "best_eval_accuracy": loop.best_value,
         "best_step": loop.best_step if held_out else None,
+        "stopped_early": loop.stopped_early,
         "tokens": loop.tokens,
-        "peak_memory_bytes": peak_memory(),
+        "halvings": loop.halvings,
+        "peak_memory_bytes": memory.peak(),
     }
 
 
@@ -177,7 +183,7 @@ def _step(
     figures = _updates(loop, settings, used, tokens)
     seconds["update_seconds"] = clock.lap()
     loop.tokens += sum(len(r.completion.tokens) for r in rollouts)
-    row = {"step": loop.step, **row, **figures, **{k: round(v, 3) for k, v in seconds.items()}}
+    row = {"step": loop.step, **row, **figures, **{k: round(v, 3) for k, v in seconds.items()}, **loop.measures()}
     loop.log(row)
     loop.run.write_samples([_told(loop.step, r) for r in rollouts[: settings.group]])
     return row
@@ -207,7 +213,10 @@ def _rollouts(
     loop.loaded.model.eval()
     generator.refresh()
     keys = [f"{sample.id} {place}" for place, (sample, _) in enumerate(chosen)]
-    found = dict(generator.generate([sample.messages for sample, _ in chosen], sampling, keys))
+    found = {}
+    for place, group in generator.generate([sample.messages for sample, _ in chosen], sampling, keys):
+        found[place] = group
+        loop.breathe()
     drawn = [(*chosen[place], completion) for place in range(len(chosen)) for completion in found[place]]
     samples, completions = [sample for sample, _, _ in drawn], [completion for _, _, completion in drawn]
     with contextlib.ExitStack() as stack:
@@ -223,7 +232,8 @@ def _described(rollouts: list[Rollout], rewards: Tensor, flat: Tensor) -> dict[s
     parts = {}
     for name in rollouts[0].parts:
         values = [value for r in rollouts if (value := r.parts[name]) is not None]
-        parts[f"rewards/{name}"] = sum(values) / len(values) if values else None
+        if values:
+            parts[f"rewards/{name}"] = sum(values) / len(values)
     return {
         "reward": float(rewards.nanmean()) if rewards.isfinite().any() else None,
         "reward_std": float(deviations(rewards).mean()),
@@ -240,23 +250,38 @@ def _updates(loop: Loop, settings: Grpo, used: list[Rollout], tokens: int) -> di
     """`iterations` optimizer steps on the rollouts; the figures of the last one."""
     figures = {"loss": 0.0, "grad_norm": 0.0, "kl": 0.0, "clip_fraction": 0.0, "lr": 0.0}
     used = sorted(used, key=lambda r: len(r.prompt) + len(r.completion.tokens))
-    batches = [used[at : at + settings.micro_batch] for at in range(0, len(used), settings.micro_batch)]
+    batches = _batches(settings, used, loop.halvings)
     if settings.iterations > 1:
         _remember(loop, settings, batches, "old")
     if settings.kl > 0:
         with reference(loop.loaded.model):
             _remember(loop, settings, batches, "ref")
     for _ in range(min(settings.iterations, loop.steps - loop.step)):
-        sums = {"kl": 0.0, "clipped": 0.0, "tokens": 0.0}
+        sums: dict[str, Any] = {}
         figures["lr"] = learning_rate(settings.optimizer, loop.step, loop.steps)
         if batches:
-            losses = (_loss_of(loop, settings, batch, tokens, sums) for batch in batches)
-            figures["loss"], figures["grad_norm"] = loop.update(losses)
+            losses = partial(_losses, loop, settings, used, tokens, sums)
+            figures["loss"], figures["grad_norm"] = loop.update(losses, list(dict.fromkeys(r.sample.id for r in used)))
         else:  # nothing to learn from this step
             loop.step += 1
-        if sums["tokens"]:
-            figures["kl"], figures["clip_fraction"] = sums["kl"] / sums["tokens"], sums["clipped"] / sums["tokens"]
+        if sums.get("tokens"):
+            figures["kl"] = float(sums["kl"]) / sums["tokens"]
+            figures["clip_fraction"] = float(sums["clipped"]) / sums["tokens"]
     return figures
+
+
+def _batches(settings: Grpo, used: list[Rollout], halvings: int) -> list[list[Rollout]]:
+    size = max(1, settings.micro_batch >> halvings)
+    return [used[at : at + size] for at in range(0, len(used), size)]
+
+
+def _losses(
+    loop: Loop, settings: Grpo, used: list[Rollout], tokens: int, sums: dict[str, Any], halvings: int
+) -> Iterator[Callable[[], Tensor]]:
+    """Losses of the micro-batches; `sums` starts anew, also when memory ran out half-way through a step."""
+    sums.update(kl=0.0, clipped=0.0, tokens=0)
+    for batch in _batches(settings, used, halvings):
+        yield _loss_of(loop, settings, batch, tokens, sums)
 
 
 def _packed(loop: Loop, batch: list[Rollout]) -> Batch:
@@ -277,7 +302,7 @@ def _remember(loop: Loop, settings: Grpo, batches: list[list[Rollout]], name: st
 
 
 def _loss_of(
-    loop: Loop, settings: Grpo, batch: list[Rollout], tokens: int, sums: dict[str, float]
+    loop: Loop, settings: Grpo, batch: list[Rollout], tokens: int, sums: dict[str, Any]
 ) -> Callable[[], Tensor]:
     def loss() -> Tensor:
         new, _ = loop.logprobs(_packed(loop, batch), settings.temperature)
@@ -289,8 +314,8 @@ def _loss_of(
         if settings.kl > 0:
             divergence = k3(new, torch.cat([r.ref for r in batch]))  # type: ignore[misc]
             per_token = per_token + settings.kl * divergence
-            sums["kl"] += float(divergence.detach().sum())
-        sums["clipped"] += float(clipped.sum())
+            sums["kl"] = sums["kl"] + divergence.detach().sum()  # a tensor: nothing waits for the device here
+        sums["clipped"] = sums["clipped"] + clipped.sum()
         sums["tokens"] += new.numel()
         return per_token.sum() / tokens
 
@@ -311,13 +336,3 @@ def _told(step: int, rollout: Rollout) -> dict[str, Any]:
         "rewards": rollout.parts,
         "advantage": round(rollout.advantage, 4),
     }
-
-
-def _accuracy(generator: LocalGenerator, samples: list[Sample], max_tokens: int) -> float:
-    """Share of held-out questions answered right and well-formed, greedily."""
-    generator.loaded.model.eval()
-    generator.refresh()
-    right = 0
-    for place, found in generator.generate([s.messages for s in samples], Sampling(max_tokens)):
-        right += found[0].well_formed and verify(samples[place], found[0]).outcome == "right"
-    return right / len(samples)
