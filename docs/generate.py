@@ -62,7 +62,13 @@ ZH = {
     "steps; 0: at the end only": "步数；0 表示只在结束时",
     "steps; 0: when interrupted and at the end only": "步数；0 表示只在被中断时和结束时",
     "optimizer steps; overrides epochs": "优化步数；写了就不看 epochs",
-    "deliver the adapter with the lowest eval loss": "交付验证损失最低时的适配器",
+    "held-out questions, answered greedily (eval.max_tokens) at eval_every": (
+        "留出题：每 eval_every 步用贪心解码回答一遍（长度不超过 eval.max_tokens）"
+    ),
+    "what best is, for keep_best and patience: least loss on validation rows | accuracy of watch": (
+        "keep_best 和 patience 所说的“最好”，依次为：验证行损失最低、watch 的正确率最高"
+    ),
+    "deliver the adapter that was best in evaluations, not the last one": "交付评测中最好的适配器，而不是最后一版",
     "rows with a gold answer; empty: data.train": "带标准答案的行；留空用 data.train",
     "held-out questions whose accuracy is watched; empty: none": "训练途中盯正确率的留出题；留空则不看",
     "deliver the adapter with the best held-out accuracy": "交付留出题正确率最高时的适配器",
@@ -265,7 +271,7 @@ def listed(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
 
 
 ITEMS: dict[str, type[BaseModel]] = {
-    "Source (an item of data.train, data.valid, grpo.data, grpo.valid)": recipe.Source,
+    "Source (an item of data.train, data.valid, sft.watch, grpo.data, grpo.valid)": recipe.Source,
     "RewardSpec (an item of grpo.rewards)": recipe.RewardSpec,
     "RepetitionSpec (an item of grpo.rewards)": recipe.RepetitionSpec,
     "LengthSpec (an item of grpo.rewards)": recipe.LengthSpec,

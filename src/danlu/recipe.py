@@ -157,6 +157,12 @@ class Training(Section):
     keep_last: int = Field(2, ge=1)
     track: list[Literal["tensorboard", "wandb", "swanlab", "trackio", "mlflow"]] = []
 
+    @model_validator(mode="after")
+    def _counting(self) -> Training:
+        if self.patience and not self.eval_every:
+            raise ValueError("patience counts evaluations: it needs eval_every")
+        return self
+
 
 class Sft(Training):
     batch_size: int = Field(4, ge=1, description="rows of a step: batch_size x accumulation, over all processes")
@@ -166,7 +172,18 @@ class Sft(Training):
     )
     epochs: float = Field(1, gt=0)
     steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
-    keep_best: bool = Field(True, description="deliver the adapter with the lowest eval loss")
+    watch: Sources = Field([], description="held-out questions, answered greedily (eval.max_tokens) at eval_every")
+    best_on: Literal["eval_loss", "accuracy"] = Field(
+        "eval_loss",
+        description="what best is, for keep_best and patience: least loss on validation rows | accuracy of watch",
+    )
+    keep_best: bool = Field(True, description="deliver the adapter that was best in evaluations, not the last one")
+
+    @model_validator(mode="after")
+    def _watching(self) -> Sft:
+        if self.best_on == "accuracy" and not self.watch:
+            raise ValueError("best_on: accuracy needs questions in sft.watch")
+        return self
 
 
 class RewardSpec(Section):

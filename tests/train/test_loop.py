@@ -1,9 +1,11 @@
-"""What SFT and GRPO share: log-probs against transformers, the schedule, the order of rows, one update."""
+"""What SFT and GRPO share: log-probs against transformers, one update, signals, memory that runs out, going on."""
 
 from __future__ import annotations
 
-import math
+import contextlib
+import random
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from danlu.models.decoder import fast_forward
 from danlu.models.head import TokenLogProbs
 from danlu.models.load import Loaded, load
 from danlu.recipe import Lora, Optimizer
-from danlu.train import checkpoint
-from danlu.train.loop import Loop, learning_rate, make_optimizer, row_order
+from danlu.train import checkpoint, rng
+from danlu.train.loop import Loop
+from danlu.train.optimizer import make_optimizer
 from tiny_models import build
 
 N = IGNORE
@@ -92,39 +95,6 @@ def test_what_rows_share_a_forward_changes_nothing(base: Path, fast: bool) -> No
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 5, 7])
-def test_every_epoch_is_a_permutation_and_the_order_is_resumable(count: int) -> None:
-    whole = row_order(count, 42, 0, 6 * count)
-    for epoch in range(6):
-        part = whole[epoch * count : (epoch + 1) * count]
-        assert {e for e, _ in part} == {epoch}
-        assert sorted(row for _, row in part) == list(range(count))
-    for size in (1, 2, 3, 4):
-        parts = [row_order(count, 42, at, min(at + size, 6 * count)) for at in range(0, 6 * count, size)]
-        assert [place for part in parts for place in part] == whole
-    if count > 3:
-        assert len({tuple(row for e, row in whole if e == epoch) for epoch in range(6)}) > 1
-        assert row_order(count, 43, 0, 6 * count) != whole
-
-
-@pytest.mark.parametrize(
-    ("schedule", "wanted"),
-    [
-        ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1, 1, 1]),
-        ("linear", [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
-        ("cosine", [1 / 3, 2 / 3, *(0.5 * (1 + math.cos(math.pi * n / 8)) for n in range(8))]),
-    ],
-)
-def test_the_schedule(schedule: Any, wanted: list[float]) -> None:
-    settings = Optimizer(lr=2e-3, schedule=schedule, warmup=0.2)
-    assert [learning_rate(settings, n, 10) for n in range(10)] == pytest.approx([2e-3 * share for share in wanted])
-
-
-def test_a_schedule_of_one_step_and_of_warmup_alone() -> None:
-    assert learning_rate(Optimizer(lr=1.0), 0, 1) == 1.0
-    assert [learning_rate(Optimizer(lr=1.0, warmup=1.0), n, 3) for n in range(3)] == [0.25, 0.5, 0.75]
-
-
 def test_optimizers() -> None:
     params = [torch.zeros(4096, requires_grad=True)]
     group = make_optimizer(params, Optimizer(betas=(0.9, 0.99), weight_decay=0.1, lr=3e-4)).param_groups[0]
@@ -144,7 +114,7 @@ def test_optimizers() -> None:
 def small_loop(base: Path, path: Path, steps: int = 10, **settings: Any) -> Loop:
     made = recipe(base, write_rows(path.parent / "rows.jsonl"), sft=settings)
     run = new_run(path, made, resume=path.exists())
-    return Loop(run, made.sft, fresh(base), steps, largest_is_best=False)
+    return Loop(run, made.sft, fresh(base, made.sft.lora), steps, largest_is_best=False)
 
 
 def loss_of(of: Loop, scale: float = 1.0) -> Any:
@@ -160,37 +130,69 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def one(loss: Any) -> Any:
+    """What `update` wants, of micro-batches that are never halved."""
+    return lambda _halvings: [loss]
+
+
+def step_of(of: Loop, scale: float = 1.0) -> Any:
+    """A step as `go` wants it."""
+
+    def step() -> dict[str, float]:
+        loss, norm = of.update(one(loss_of(of, scale)))
+        of.tokens += 10
+        of.log({"step": of.step, "loss": loss, "grad_norm": norm, "draw": random.random() + float(torch.rand(()))})
+        return {"loss": loss}
+
+    return step
+
+
 def test_a_resumed_loop_goes_on_exactly(base: Path, tmp_path: Path) -> None:
-    whole = small_loop(base, tmp_path / "whole")
-    losses = [whole.update([loss_of(whole)]) for _ in range(5)]
-    first = small_loop(base, tmp_path / "run")
-    assert [first.update([loss_of(first)]) for _ in range(3)] == losses[:3]
-    first.log({"step": 3, "loss": 1.0})
-    first.tokens = 77
-    first.consider(2.0, keep=True)
-    best = values(first)
-    first.save()
-    first.log({"step": 4, "loss": 1.0})
-    second = small_loop(base, tmp_path / "run")
-    second.resume()
-    assert (second.step, second.tokens, second.best_value, second.best_step) == (3, 77, 2.0, 3)
-    assert [row["step"] for row in second.run.metrics()] == [3]
-    assert [second.update([loss_of(second)]) for _ in range(2)] == losses[3:]
-    assert same(values(second), values(whole))
-    second.consider(2.5, keep=True)
-    second.use_best()
-    assert same(values(second), best)
+    settings = {"save_every": 3, "eval_every": 2, "lora": {"r": 4, "alpha": 8, "dropout": 0.2}}
+    numbers = [5.0, 2.0, 9.0, 3.0, 4.0]
+
+    def run_of(name: str, steps: int, first: int = 0) -> Loop:
+        made = small_loop(base, tmp_path / name, 10, **settings)
+        made.resume()
+        assert made.step == first
+        left = steps - first
+
+        def step() -> dict[str, float]:
+            nonlocal left
+            if left == 0:  # what a killed process would have logged, and never saved
+                made.log({"step": made.step + 1, "loss": 1.0})
+                raise KeyboardInterrupt
+            left -= 1
+            return step_of(made)()
+
+        with contextlib.suppress(KeyboardInterrupt):
+            made.go("x", step, lambda: {"value": numbers[made.step // 2 - 1]}, "value", keep=True)
+        return made
+
+    whole = run_of("whole", 10)
+    run_of("run", 5)
+    last = run_of("run", 10, first=3)
+    assert whole.run.metrics() == last.run.metrics()
+    assert [row["step"] for row in last.run.metrics()] == [1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8, 9, 10, 10]
+    assert (last.best_value, last.best_step, last.stale, last.tokens) == (2.0, 4, 3, 100)
+    assert same(values(last), values(whole))
+    for made in (last, whole):
+        made.use_best()
+    assert same(values(last), values(whole))
 
 
 def test_a_loss_that_is_not_finite_touches_nothing(base: Path, tmp_path: Path) -> None:
     for number, bad in enumerate((float("nan"), float("inf"))):
         trained = small_loop(base, tmp_path / f"run{number}", save_every=1)
-        trained.update([loss_of(trained)])
-        trained.finish_step()
+        trained.update(one(loss_of(trained)))
+        trained.rest()
         before = values(trained)
+        ids = [f"row-{n}" for n in range(11)]
         with pytest.raises(DanluError, match=r"step 2: loss (nan|inf)") as caught:
-            trained.update([loss_of(trained), loss_of(trained, bad)])
+            trained.update(lambda _, of=trained, bad=bad: [loss_of(of), loss_of(of, bad)], ids)
+        assert "its rows: row-0, row-1, row-2, row-3, row-4, row-5, row-6, row-7 and 3 more" in caught.value.message
         assert str(trained.run.checkpoints / "step_000001") in caught.value.hint
+        assert trained.run.info()["results"]["not_finite"] == {"step": 2, "rows": ids}
         assert same(values(trained), before)
         assert all(param.grad is None for param in trained.params.values())
         found = checkpoint.latest(trained.run.checkpoints)
@@ -200,7 +202,7 @@ def test_a_loss_that_is_not_finite_touches_nothing(base: Path, tmp_path: Path) -
 
 def test_the_norm_is_told_before_clipping(base: Path, tmp_path: Path) -> None:
     trained = small_loop(base, tmp_path / "run", optimizer={"lr": 1e-2, "clip": 1e-3})
-    _, norm = trained.update([loss_of(trained)])
+    _, norm = trained.update(one(loss_of(trained)))
     assert norm > 1e-2
 
 
@@ -212,27 +214,226 @@ def test_the_best_is_the_lowest_or_the_highest(base: Path, tmp_path: Path) -> No
         for value in seen:
             kept.step += 1
             kept.consider(value, keep=False)
-        assert (kept.best_value, kept.best_step, kept.best) == (best, 2, None)
+        assert (kept.best_value, kept.best_step, kept.best, kept.stale) == (best, 2, None, 2)
 
 
-def test_a_signal_ends_the_run_after_the_step_and_a_second_one_at_once(base: Path, tmp_path: Path) -> None:
-    def interrupted(trained: Loop, signals: list[int]) -> None:
-        with trained.signals():
-            for number in signals:
-                signal.raise_signal(number)
-            trained.update([loss_of(trained)])
-            trained.finish_step()
+def test_patience_ends_the_run_and_survives_an_interruption(base: Path, tmp_path: Path, capsys: Any) -> None:
+    numbers = [3.0, 2.0, 2.0, 4.0, 2.5, 1.0]
+    settings = {"eval_every": 2, "patience": 3, "save_every": 5}
 
+    def run_of(name: str, evaluations: int) -> Loop:
+        made = small_loop(base, tmp_path / name, 20, **settings)
+        made.resume()
+
+        def evaluate() -> dict[str, float]:
+            if made.step == 2 * evaluations:
+                raise KeyboardInterrupt
+            return {"value": numbers[made.step // 2 - 1]}
+
+        with contextlib.suppress(KeyboardInterrupt):
+            made.go("x", step_of(made), evaluate, "value", keep=True)
+        return made
+
+    whole = run_of("whole", 99)
+    assert (whole.step, whole.best_step, whole.stale, whole.stopped_early) == (10, 4, 3, True)
+    assert "3 evaluations without a better value" in capsys.readouterr().err
+    assert checkpoint.latest(whole.run.checkpoints) == whole.run.checkpoints / "step_000010"
+    again = small_loop(base, tmp_path / "whole", 20, **settings)  # what could not be delivered is not trained again
+    again.resume()
+    again.go("x", lambda: pytest.fail("a step"), lambda: pytest.fail("an evaluation"), "value")
+    run_of("parts", 4)
+    parts = run_of("parts", 99)
+    assert (parts.step, parts.best_step, parts.stale) == (10, 4, 3)
+    assert parts.run.metrics() == whole.run.metrics()
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "int"])
+def test_a_signal_ends_the_run_before_the_next_micro_batch(
+    base: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    for name, number, code in (("terminated", signal.SIGTERM, 143), ("interrupted", signal.SIGINT, 130)):
-        trained = small_loop(base, tmp_path / name)
-        with pytest.raises(Stopped) as caught:
-            interrupted(trained, [number])
-        assert (caught.value.exit_code, caught.value.hint) == (code, "continue with --resume")
-        assert [path.name for path in checkpoint.listed(trained.run.checkpoints)] == ["step_000001"]
-        assert signal.getsignal(signal.SIGTERM) is before
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(small_loop(base, tmp_path / "twice"), [signal.SIGINT, signal.SIGINT])
+    trained = small_loop(base, tmp_path / "run", lora={"r": 4, "alpha": 8, "dropout": 0.2})
+    forwards = 0
+
+    def losses(_: int) -> Any:
+        nonlocal forwards
+        for _ in range(3):
+            forwards += 1
+            if forwards == 5:  # the second of the second step
+                signal.raise_signal(number)
+            yield loss_of(trained)
+
+    def step() -> dict[str, float]:
+        loss, _ = trained.update(losses)
+        trained.log({"step": trained.step, "loss": loss})
+        return {}
+
+    with pytest.raises(Stopped) as caught:
+        trained.go("x", step)
+    assert (caught.value.exit_code, caught.value.hint) == (code, "continue with --resume")
+    assert forwards == 5
+    assert [path.name for path in checkpoint.listed(trained.run.checkpoints)] == ["step_000001"]
+    assert signal.getsignal(signal.SIGTERM) is before
+    whole = small_loop(base, tmp_path / "whole", lora={"r": 4, "alpha": 8, "dropout": 0.2})
+    wanted = [whole.update(lambda _: [loss_of(whole)] * 3) for _ in range(2)]
+    again = small_loop(base, tmp_path / "run", lora={"r": 4, "alpha": 8, "dropout": 0.2})
+    again.resume()
+    assert again.update(lambda _: [loss_of(again)] * 3) == wanted[1]
+
+
+def test_a_signal_ends_an_evaluation_which_is_done_when_resumed(base: Path, tmp_path: Path) -> None:
+    asked = [0, 0]  # parts of evaluations begun, ended
+
+    def run_of(stop_at: int) -> Loop:
+        made = small_loop(base, tmp_path / "run", 4, eval_every=2, save_every=1)
+        made.resume()
+
+        def evaluate() -> dict[str, float]:
+            for _ in range(10):
+                asked[0] += 1
+                if asked[0] == stop_at:
+                    signal.raise_signal(signal.SIGTERM)
+                made.breathe(evaluated="1/10")
+            asked[1] += 1
+            return {"value": float(made.step)}
+
+        made.go("x", step_of(made), evaluate, "value")
+        return made
+
+    with pytest.raises(Stopped, match="stopped at step 2"):
+        run_of(3)
+    assert asked == [3, 0]
+    with pytest.raises(Stopped, match="stopped at step 2"):
+        run_of(8)
+    done = run_of(0)
+    assert asked == [28, 2]
+    assert [(row["step"], "value" in row) for row in done.run.metrics()] == [
+        *((1, False), (2, False), (2, True), (3, False), (4, False), (4, True))
+    ]
+
+
+def test_a_second_signal_ends_at_once(base: Path, tmp_path: Path) -> None:
+    trained = small_loop(base, tmp_path / "run")
+
+    def step() -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+
+    with pytest.raises(Stopped, match="at once") as caught:
+        trained.go("x", step)
+    assert caught.value.exit_code == 143
+
+
+def test_what_changed_since_the_rest_is_never_saved(base: Path, tmp_path: Path) -> None:
+    """Two updates in a step (GRPO's iterations): a signal between them waits for the end of the step."""
+    trained = small_loop(base, tmp_path / "run")
+
+    def step() -> dict[str, float]:
+        trained.update(one(loss_of(trained)))
+        signal.raise_signal(signal.SIGTERM)
+        trained.update(one(loss_of(trained)))
+        return {}
+
+    with pytest.raises(Stopped, match="stopped at step 2"):
+        trained.go("x", step)
+    assert [path.name for path in checkpoint.listed(trained.run.checkpoints)] == ["step_000002"]
+
+
+# ---- memory
+
+
+def rows_losses(of: Loop, limit: int, seen: list[int], fail: Any) -> Any:
+    """Micro-batches of four rows, halved as asked; `fail` runs where one has more than `limit` rows."""
+
+    def losses(halvings: int) -> Any:
+        size = max(1, 4 >> halvings)
+        rows = [*ROWS, ROWS[0]]
+        count = sum(label != IGNORE for _, labels in rows for label in labels)
+
+        def loss(part: list[Any]) -> torch.Tensor:
+            seen.append(len(part))
+            found = -of.logprobs(packed(part))[0].sum() / count
+            if len(part) > limit:
+                found.backward()  # gradients that must not stay
+                fail()
+            return found
+
+        return [partial(loss, rows[at : at + size]) for at in range(0, len(rows), size)]
+
+    return losses
+
+
+def refused() -> None:
+    torch.empty(2**60, dtype=torch.uint8)  # the allocator's own words
+
+
+def python_refused() -> None:
+    bytearray(2**60)
+
+
+@pytest.mark.parametrize("fail", [refused, python_refused])
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_loss(
+    base: Path, tmp_path: Path, capsys: Any, fail: Any
+) -> None:
+    whole = small_loop(base, tmp_path / "whole", save_every=2)
+    short = small_loop(base, tmp_path / "short", save_every=2)
+    sizes: list[int] = []
+    whole.halvings = 2  # one row a forward from the start
+    wanted = [whole.update(rows_losses(whole, 1, [], fail)) for _ in range(4)]
+    found = [short.update(rows_losses(short, 1, sizes, fail)) for _ in range(2)]
+    assert sizes == [4, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert short.halvings == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "out of memory with 1 forwards a step; going on with 2" in told
+    assert "out of memory with 2 forwards a step; going on with 4" in told
+    short.rest()
+    short.save()
+    again = small_loop(base, tmp_path / "short", save_every=2)
+    again.resume()
+    sizes.clear()
+    found += [again.update(rows_losses(again, 1, sizes, fail)) for _ in range(2)]
+    assert sizes == [1] * 8
+    assert found == wanted  # not only within rounding: it is the same computation
+    assert same(values(again), values(whole))
+
+
+def test_dropout_is_drawn_again_when_a_step_begins_again(base: Path, tmp_path: Path) -> None:
+    settings = {"lora": {"r": 4, "alpha": 8, "dropout": 0.5}}
+    whole, short = (small_loop(base, tmp_path / name, **settings) for name in ("whole", "short"))
+    whole.halvings = 1
+    for _ in range(3):
+        rng.seed(5)
+        wanted = whole.update(rows_losses(whole, 2, [], refused))
+        rng.seed(5)
+        assert short.update(rows_losses(short, 2, [], refused)) == wanted
+
+
+def test_one_row_that_does_not_fit_is_told(base: Path, tmp_path: Path) -> None:
+    trained = small_loop(base, tmp_path / "run")
+    before = values(trained)
+    with pytest.raises(DanluError, match="one row a forward") as caught:
+        trained.update(rows_losses(trained, 0, [], refused))
+    for word in ("gradient_checkpointing", "max_length", "nf4", "danlu plan"):
+        assert word in caught.value.hint
+    assert same(values(trained), before)
+    assert all(param.grad is None for param in trained.params.values())
+
+
+def test_memory_refused_outside_of_an_update_is_told(base: Path, tmp_path: Path) -> None:
+    trained = small_loop(base, tmp_path / "run", 2)
+    with pytest.raises(DanluError, match="out of memory after step 0") as caught:
+        trained.go("x", refused)  # type: ignore[arg-type]
+    assert "danlu plan" in caught.value.hint
+
+
+def test_other_errors_of_a_forward_are_not_taken_for_it(base: Path, tmp_path: Path) -> None:
+    trained = small_loop(base, tmp_path / "run", 2)
+    with pytest.raises(RuntimeError, match="shape"):
+        trained.update(lambda _: [lambda: torch.zeros(2, 3) @ torch.zeros(2, 3)])
 
 
 def test_nothing_to_train_is_an_error(base: Path, tmp_path: Path) -> None:

@@ -26,10 +26,10 @@ from small_training import recipe, write_questions, write_rows
 from danlu.cli import main
 from danlu.run import Run
 from danlu.train import sft as stage
+from danlu.train.metrics import MEASURED
 from tiny_models import build, trained
 
 DANLU = [sys.executable, "-c", "import sys; from danlu.cli import main; sys.exit(main())"]
-TIMES = ("tokens_per_second", "rollout_seconds", "update_seconds")
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def interrupt_after(pid: int, number: int, run: Path, step: int) -> None:
 
 def outcome(run: Path) -> dict[str, Any]:
     """All that must not depend on interruptions."""
-    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in Run.open(run).metrics()]
+    rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in Run.open(run).metrics()]
     results = Run.open(run).info()["results"]
     results.pop("peak_memory_bytes")
     return {

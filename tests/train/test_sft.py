@@ -20,7 +20,7 @@ from danlu.data.store import open_store
 from danlu.errors import DanluError
 from danlu.models.load import load
 from danlu.run import Run, read_json
-from danlu.train.loop import learning_rate, row_order
+from danlu.train.schedule import learning_rate, row_order
 from danlu.train.sft import _row, sft
 from tiny_models import build, tokenizer
 from tiny_models import trained as memorised
@@ -278,12 +278,14 @@ def test_the_contents_of_a_run(base: Path, data: Path, runs: Path, tmp_path: Pat
     assert sorted(info) == [*keys, "schema_version", "seconds", "seed", "stage", "status"]
     assert (info["stage"], info["status"], info["error"], info["parents"]) == ("sft", "done", None, [])
     assert sorted(info["results"]) == [
-        *("best_eval_loss", "best_step", "counts", "data_hash", "dropped_overlong", "eval_loss", "loss"),
-        *("peak_memory_bytes", "rows", "steps", "supervised_tokens", "tokens", "truncated", "valid_rows"),
+        *("best_eval_loss", "best_step", "counts", "data_hash", "dropped_overlong", "eval_loss"),
+        *("halvings", "loss", "peak_memory_bytes", "rows", "steps", "stopped_early", "supervised_tokens", "tokens"),
+        *("truncated", "valid_rows"),
     ]
     metrics = run.metrics()
     assert [row["step"] for row in metrics] == [1, 2, 2, 3, 4, 4]
-    training = ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second"]
+    training = ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "supervised_tokens", "tokens_per_second"]
+    training += ["forward_seconds", "backward_seconds", "optimizer_seconds", "memory_bytes", "peak_memory_bytes"]
     assert [list(row) for row in metrics] == [
         training if n not in (2, 5) else ["step", "eval_loss"] for n in range(len(metrics))
     ]

@@ -1,23 +1,24 @@
-"""What SFT and GRPO share: optimizer, schedule, one update, checkpoints, signals, the best state, metrics.
+"""What SFT and GRPO share: one update, the run of steps, checkpoints, signals, the best state, running out of memory.
 
-The loop runs over accelerate (device, mixed precision, trackers) and knows nothing of what is
-trained: a stage gives micro-batches whose losses add up to the loss of the step. Which rows a step sees is a pure
-function of (seed, step), so a resumed run sees what an uninterrupted one would have seen.
+The loop runs over accelerate (device, mixed precision, trackers) and knows nothing of what is trained: a stage gives a
+function that makes a step's micro-batches, whose losses add up to the loss of the step. What is saved is always the
+state of the last *rest*, a point between steps at which weights, counters, random generators and logs belong together;
+so a run that was interrupted anywhere goes on to the metrics and the weights of one that was not.
 
+Memory refused in a forward or backward: the step begins again with smaller micro-batches, whose loss is the same.
 A NaN or infinite loss or gradient stops the run before the weights are touched, and the state before it is saved.
-Ctrl-C and SIGTERM finish the step, save, and end with 130 or 143.
+Ctrl-C and SIGTERM end the run before the next micro-batch or the next part of an evaluation, saved, with 130 or 143.
 Not covered yet: several processes (refused).
 """
 
 from __future__ import annotations
 
 import math
-import random
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,61 +28,19 @@ from danlu import display
 from danlu.errors import DanluError, Stopped
 from danlu.models.decoder import can_compile, fast_forward, supports
 from danlu.models.head import TokenLogProbs
-from danlu.models.load import Loaded, device, native_bf16, trainable
-from danlu.recipe import Optimizer, Training
+from danlu.models.load import Loaded, device, trainable
+from danlu.recipe import Training
 from danlu.run import Run
-from danlu.train import checkpoint
+from danlu.train import checkpoint, memory, rng, trackers
+from danlu.train.metrics import Parts, memory_fields
+from danlu.train.optimizer import make_optimizer, precision
+from danlu.train.schedule import learning_rate
+from danlu.train.schedule import row_order as row_order
 
-
-def row_order(count: int, seed: int, first: int, last: int) -> list[tuple[int, int]]:
-    """(epoch, row) at places first..last-1 of an endless stream of shuffled epochs over `count` rows."""
-    found: list[tuple[int, int]] = []
-    for epoch in range(first // count, (last - 1) // count + 1):
-        order = list(range(count))
-        random.Random(f"{seed} {epoch}").shuffle(order)
-        low, high = max(first - epoch * count, 0), min(last - epoch * count, count)
-        found += [(epoch, row) for row in order[low:high]]
-    return found
-
-
-def learning_rate(settings: Optimizer, step: int, steps: int) -> float:
-    """The rate of step `step` (from 0) of `steps`: linear warm-up, then constant, linear or cosine to zero."""
-    warmup = round(settings.warmup * steps)
-    if step < warmup:
-        return settings.lr * (step + 1) / (warmup + 1)
-    share = (step - warmup) / max(1, steps - warmup)
-    factor = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}
-    return settings.lr * factor[settings.schedule]
-
-
-def make_optimizer(params: list[Tensor], settings: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer of a recipe; the 8-bit ones need bitsandbytes."""
-    common: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
-    if settings.name == "adamw":
-        return torch.optim.AdamW(params, fused=params[0].device.type in ("cpu", "cuda"), **common)
-    try:
-        import bitsandbytes as bnb
-    except ImportError:
-        raise DanluError(
-            f"optimizer {settings.name} needs bitsandbytes",
-            'pip install "danlu[cuda]", or --set sft.optimizer.name=adamw (grpo.optimizer.name for GRPO)',
-        ) from None
-    if settings.name == "adamw_8bit" or params[0].device.type == "cpu":
-        if settings.name != "adamw_8bit":
-            display.warn("paged memory needs CUDA; using the unpaged 8-bit AdamW")
-        return bnb.optim.AdamW8bit(params, **common)
-    return bnb.optim.PagedAdamW8bit(params, **common)
-
-
-def precision(settings: Training) -> str:
-    """accelerate's mixed precision: autocast for bf16 and fp16 weights where the device is fast at it."""
-    kind = device().type
-    if settings.precision == "fp16" and kind != "cuda":
-        display.warn(f"fp16 is not usable on {kind}; using {'bf16' if native_bf16() else 'fp32'}")
-        return "bf16" if native_bf16() else "no"
-    if settings.precision == "auto":
-        return "bf16" if native_bf16() else "fp16" if kind == "cuda" else "no"
-    return {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[settings.precision]
+LOGS = ("metrics.jsonl", "samples.jsonl")
+STATE = ("step", "tokens", "halvings", "best_value", "best_step", "evaluated", "stale")  # what a checkpoint holds of us
+MOST_HALVINGS = 24
+ROWS_TOLD = 8  # ids in an error; all of them are in run.json
 
 
 def _forward(model: Any, settings: Training, steps: int) -> tuple[bool, Any]:
@@ -95,24 +54,27 @@ def _forward(model: Any, settings: Training, steps: int) -> tuple[bool, Any]:
 
 
 class Loop:
-    """The state of a training stage: weights, optimizer, step, best state, what was asked by a signal."""
+    """The state of a training stage: weights, optimizer, step, best state, what was asked by a signal.
+
+    `halvings`: how often micro-batches were halved because memory ran out. `stale`: evaluations since the best one.
+    """
 
     def __init__(self, run: Run, settings: Training, loaded: Loaded, steps: int, *, largest_is_best: bool) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
+        from accelerate.utils import ProjectConfiguration
 
+        trackers.check(settings.track)
         AcceleratorState._reset_state(reset_partial_state=True)  # a process may run several stages
         self.run, self.settings, self.loaded, self.steps = run, settings, loaded, steps
         self.accelerator = Accelerator(
             mixed_precision=precision(settings),
             cpu=device().type == "cpu",
             log_with=list(settings.track) or None,
-            project_dir=str(run.path),
+            project_config=ProjectConfiguration(logging_dir=str(run.path / "trackers")),
         )
         if self.accelerator.num_processes > 1:
             raise DanluError("training runs in one process for now", "start it without torchrun / accelerate launch")
-        if settings.track:
-            self.accelerator.init_trackers("danlu", init_kwargs={})
         self.params = trainable(loaded.model)
         if not self.params:
             raise DanluError("nothing to train: the model has no trainable parameters", "check lora.targets")
@@ -120,51 +82,63 @@ class Loop:
         self.fast, forward = _forward(loaded.model, settings, steps)
         scored = TokenLogProbs(loaded.model, forward, loaded.tokenizer.pad_token_id)
         self.logprobs, self.optimizer = self.accelerator.prepare(scored, optimizer)
-        self.step = 0
+        self.step = self.tokens = self.halvings = 0
         self.best: dict[str, Tensor] | None = None
         self.best_value: float | None = None
-        self.best_step = 0
+        self.best_step = self.evaluated = self.stale = 0
         self._sign = 1 if largest_is_best else -1
         self._signal: int | None = None
-        self.tokens = 0
+        self._saved = -1  # the step of the newest checkpoint
+        self._parts = Parts(self.accelerator.device)
+        self._progress: display.Task | None = None
+        self._evaluation: dict[str, float] = {}  # the figures of the newest one
+        rng.seed(run.info()["seed"])
+        self.rest()
 
     # ---- resuming
 
     def resume(self) -> None:
-        """Go on from the newest sound checkpoint, if the run has one; rows logged after it are taken back."""
+        """Go on from the newest sound checkpoint, if the run has one; what was logged after it is taken back."""
         found = checkpoint.latest(self.run.checkpoints)
-        step = 0
+        logged = dict.fromkeys(LOGS, 0)
         if found is not None:
-            tensors, optimizer, state, self.best = checkpoint.load(found)
+            tensors, held, state, self.best = checkpoint.load(found)
             with torch.no_grad():
                 for name, param in self.params.items():
                     param.copy_(tensors[name])
-            self.optimizer.load_state_dict(optimizer["optimizer"])
-            if optimizer.get("scaler") and self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(optimizer["scaler"])
-            torch.set_rng_state(optimizer["rng"])
-            if torch.cuda.is_available() and optimizer.get("cuda_rng"):
-                torch.cuda.set_rng_state_all(optimizer["cuda_rng"])
-            self.step = step = state["step"]
-            self.best_value, self.best_step, self.tokens = state["best_value"], state["best_step"], state["tokens"]
-            display.say(f"resuming {self.run.path} at step {step}")
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            if (self.run.path / name).exists():
-                self.run.truncate(name, lambda row: row.get("step", 0) <= step)
+            self.optimizer.load_state_dict(held["optimizer"])
+            if held.get("scaler") and self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(held["scaler"])
+            rng.restore(held["rng"])
+            for name in STATE:
+                setattr(self, name, state[name])
+            self._saved, logged = self.step, state["logged"]
+            display.say(f"resuming {self.run.path} at step {self.step}")
+        for name, size in logged.items():
+            self.run.cut(name, size)
+        self.rest()
+        if self.settings.track:
+            trackers.start(self.accelerator, self.run, self.step)
 
-    def save(self) -> Any:
-        """Write a checkpoint of the current step. A full disk ends the run; the older checkpoint stays."""
+    def rest(self) -> None:
+        """The state is whole here: what is saved before the next rest is the state of now."""
+        self._rested = {name: getattr(self, name) for name in STATE}
+        self._rested["logged"] = {name: self.run.size(name) for name in LOGS}
+        self._rng, self._rested_best = rng.state(), self.best
+
+    def save(self) -> Path:
+        """Write a checkpoint of the last rest. A full disk ends the run; the older checkpoint stays."""
         scaler = self.accelerator.scaler
         held = {
             "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "rng": self._rng,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        state = {"best_value": self.best_value, "best_step": self.best_step, "tokens": self.tokens}
+        state = {name: value for name, value in self._rested.items() if name != "step"}
         try:
-            return checkpoint.save(
-                self.run.checkpoints, self.step, self.params, held, state, self.best, self.settings.keep_last
+            self.run.sync(LOGS)
+            saved = checkpoint.save(
+                self.run.checkpoints, self.step, self.params, held, state, self._rested_best, self.settings.keep_last
             )
         except OSError as error:
             last = checkpoint.latest(self.run.checkpoints)
@@ -172,49 +146,111 @@ class Loop:
             raise DanluError(
                 f"cannot write a checkpoint: {error.strerror or error}", f"free some space and --resume; {kept}"
             ) from error
+        self._saved = self.step
+        return saved
 
     # ---- one step
 
-    def update(self, losses: Iterable[Callable[[], Tensor]]) -> tuple[float, float]:
-        """One optimizer step over losses that add up to the loss of the step; (loss, gradient norm).
+    def update(
+        self, losses: Callable[[int], Iterable[Callable[[], Tensor]]], rows: Sequence[str] = ()
+    ) -> tuple[float, float]:
+        """One optimizer step; (loss, gradient norm before clipping).
 
-        DanluError on a loss or gradient that is not finite; weights and optimizer are then as before the step.
+        `losses` of a number of halvings gives the micro-batches: functions whose results add up to the loss of the
+        step. When memory runs out the step begins again with one halving more. `rows` are the ids of the step's rows.
+        DanluError on a loss or gradient that is not finite, weights and optimizer are then as before the step; and
+        when micro-batches cannot be halved further. Stopped when a signal asked for it.
         """
         rate = learning_rate(self.settings.optimizer, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.loaded.model.train()
-        total: Tensor | float = 0.0
-        for loss_of in losses:
-            with self.accelerator.autocast():
-                loss = loss_of()
-            self.accelerator.backward(loss)
-            total = total + loss.detach()
+        if not self.loaded.model.training:
+            self.loaded.model.train()
+        start = rng.state()
+        while True:
+            try:
+                found = self._gradients(losses(self.halvings))
+                break
+            except Exception as error:
+                if not memory.ran_out(error):
+                    raise
+            # out here the error is gone, and with it what its frames held
+            self._halve(losses)
+            rng.restore(start)
         norm = self.accelerator.clip_grad_norm_(list(self.params.values()), self.settings.optimizer.clip)
-        value, norm_value = float(total), float(norm) if norm is not None else 0.0
+        figures = torch.stack([*found, norm.to(found[0])]).tolist()  # the one time that the device is waited for
+        value, norm_value = math.fsum(figures[:-1]), figures[-1]
         scaling = self.accelerator.scaler is not None  # fp16: the scaler itself skips steps with overflow
         if not math.isfinite(value) or not (math.isfinite(norm_value) or scaling):
-            self.optimizer.zero_grad(set_to_none=True)
-            saved = self.save() if all(torch.isfinite(p).all() for p in self.params.values()) else None
-            saved = saved or checkpoint.latest(self.run.checkpoints)
-            raise DanluError(
-                f"step {self.step + 1}: loss {value}, gradient norm {norm_value}",
-                f"lower optimizer.lr or check the data; last good checkpoint: {saved or 'none'}",
-            )
+            raise self._not_finite(value, norm_value, rows)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._parts.ended("optimizer_seconds")
         self.step += 1
         return value, norm_value
 
+    def _gradients(self, losses: Iterable[Callable[[], Tensor]]) -> list[Tensor]:
+        """Backward through every loss; the losses, still on the device."""
+        found = []
+        for loss_of in losses:
+            self.breathe()
+            self._parts.start()
+            with self.accelerator.autocast():
+                loss = loss_of()
+            self._parts.ended("forward_seconds")
+            self.accelerator.backward(loss)
+            self._parts.ended("backward_seconds")
+            found.append(loss.detach().float())
+        return found
+
+    def _halve(self, losses: Callable[[int], Iterable[Any]]) -> None:
+        """The next number of halvings that makes more, smaller forwards; DanluError if there is none."""
+        self.optimizer.zero_grad(set_to_none=True)
+        memory.release()
+        before = sum(1 for _ in losses(self.halvings))
+        for halvings in range(self.halvings + 1, self.halvings + 1 + MOST_HALVINGS):
+            after = sum(1 for _ in losses(halvings))
+            if after > before:
+                self.halvings = halvings
+                display.warn(
+                    f"step {self.step + 1}: out of memory with {before} forwards a step; going on with {after}, "
+                    "the batch and its loss stay the same"
+                )
+                return
+        what = f"step {self.step + 1}: out of memory, and the micro-batches cannot be smaller (one row a forward)"
+        raise DanluError(what, f"{memory.HINT}; {self._last_good()}")
+
+    def _not_finite(self, value: float, norm: float, rows: Sequence[str]) -> DanluError:
+        self.optimizer.zero_grad(set_to_none=True)
+        whole = self.step == self._rested["step"] and all(bool(p.isfinite().all()) for p in self.params.values())
+        if whole:
+            self.save()
+        what = f"step {self.step + 1}: loss {value}, gradient norm {norm}"
+        if rows:
+            self.run.record(not_finite={"step": self.step + 1, "rows": list(rows)})
+            more = (
+                f" and {len(rows) - ROWS_TOLD} more (results.not_finite in run.json)" if len(rows) > ROWS_TOLD else ""
+            )
+            what += f"; its rows: {', '.join(rows[:ROWS_TOLD])}{more}"
+        return DanluError(what, f"lower optimizer.lr or check those rows; {self._last_good()}")
+
+    def _last_good(self) -> str:
+        return f"last good checkpoint: {checkpoint.latest(self.run.checkpoints) or 'none'}"
+
+    def measures(self) -> dict[str, float]:
+        """What the last update took: seconds of its parts, bytes; for the row of the step."""
+        return {name: round(value, 6) for name, value in self._parts.seconds().items()} | memory_fields()
+
+    # ---- the best state
+
     def consider(self, value: float, keep: bool) -> None:
         """Remember the current weights if `value` is the best so far."""
-        if not math.isfinite(value):
-            return
-        better = self.best_value is None or self._sign * value > self._sign * self.best_value
-        if better:
-            self.best_value, self.best_step = value, self.step
+        if math.isfinite(value) and (self.best_value is None or self._sign * value > self._sign * self.best_value):
+            self.best_value, self.best_step, self.stale = value, self.step, 0
             if keep:
                 self.best = {name: param.detach().cpu().clone() for name, param in self.params.items()}
+        else:
+            self.stale += 1
 
     def use_best(self) -> None:
         """Put the best weights back, if any were remembered."""
@@ -222,6 +258,8 @@ class Loop:
             with torch.no_grad():
                 for name, param in self.params.items():
                     param.copy_(self.best[name])
+
+    # ---- what is written
 
     def last(self, key: str) -> dict[str, Any]:
         """The newest row of metrics.jsonl that has `key`, else an empty one."""
@@ -235,30 +273,81 @@ class Loop:
 
     # ---- the run of steps
 
-    def due(self, every: int) -> bool:
-        return bool(every) and self.step % every == 0 and self.step < self.steps
+    @property
+    def stopped_early(self) -> bool:
+        return bool(self.settings.patience) and self.stale >= self.settings.patience and self.step < self.steps
 
-    def finish_step(self) -> None:
-        """Save when it is due, at the end, or when a signal asked to stop (then raise Stopped)."""
-        if self._signal is not None:
-            saved = self.save()
-            code = 128 + self._signal
-            raise Stopped(f"stopped at step {self.step}, saved {saved}", "continue with --resume", code)
-        if self.due(self.settings.save_every) or self.step == self.steps:
-            self.save()  # at the end too: what cannot be delivered is not lost
+    def go(
+        self,
+        name: str,
+        step: Callable[[], dict[str, Any]],
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        best_on: str = "",
+        keep: bool = False,
+    ) -> None:
+        """Do steps to the end: evaluate, save and stop when that is due.
+
+        `step` updates, logs and gives the figures to show; `evaluate` gives figures to log, of which `best_on` decides
+        what is best; with `keep` the best weights are remembered. It runs every `eval_every` steps and at the end.
+        """
+        try:
+            with self._signals(), display.task(name, self.steps) as self._progress:
+                self._progress.advance(self.step)
+                self._pause(evaluate, best_on, keep)
+                while self.step < self.steps and not self.stopped_early:
+                    before = self.step
+                    shown = step()
+                    self._progress.advance(self.step - before, **shown, **self._evaluation)
+                    self._pause(evaluate, best_on, keep)
+        except (
+            Exception
+        ) as error:  # forwards of an update are halved; this was a generation, an evaluation, the optimizer
+            if isinstance(error, DanluError) or not memory.ran_out(error):
+                raise
+            raise DanluError(f"out of memory after step {self.step}", f"{memory.HINT}; {self._last_good()}") from error
+        if self.stopped_early:
+            display.say(f"stopped at step {self.step}: {self.stale} evaluations without a better {best_on}")
+
+    def _pause(self, evaluate: Callable[[], dict[str, float]] | None, best_on: str, keep: bool) -> None:
+        """Between two steps: evaluate, stop, save."""
+        self.rest()
+        at_end = self.step == self.steps
+        if evaluate and self.evaluated < self.step and (at_end or self._due(self.settings.eval_every)):
+            self._evaluation = evaluate()
+            self.evaluated = self.step
+            self.log({"step": self.step, **self._evaluation})
+            self.consider(self._evaluation[best_on], keep)
+            self.rest()
+        self.breathe()
+        # at the end too: what cannot be delivered is not lost
+        if self._saved != self.step and (at_end or self.stopped_early or self._due(self.settings.save_every)):
+            self.save()
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.step > 0 and self.step % every == 0
+
+    def breathe(self, **shown: Any) -> None:
+        """A place to stop at: Stopped, with a checkpoint, if a signal asked for it and the weights are those of the
+        last rest. `shown` goes beside the progress bar."""
+        if shown and self._progress:
+            self._progress.advance(0, **shown)
+        if self._signal is None or self.step != self._rested["step"]:
+            return
+        saved = self.save()
+        raise Stopped(f"stopped at step {self.step}, saved {saved}", "continue with --resume", 128 + self._signal)
 
     @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end the run after the current step; a second one ends it at once."""
+    def _signals(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM end the run at the next `breathe`; a second one ends it at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def asked(number: int, _frame: object) -> None:
             if self._signal is not None:
-                raise KeyboardInterrupt
+                raise Stopped("stopped at once", f"continue with --resume; {self._last_good()}", 128 + number)
             self._signal = number
-            display.say("stopping after this step; once more to stop at once")
+            display.say("saving, then stopping; once more to stop at once")
 
         before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -266,24 +355,3 @@ class Loop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def peak_memory() -> int:
-    """Peak memory of this process in bytes: CUDA's where there is CUDA, else the resident set."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class Clock:
-    """Seconds since the last look."""
-
-    def __init__(self) -> None:
-        self._at = time.monotonic()
-
-    def lap(self) -> float:
-        now = time.monotonic()
-        self._at, passed = now, now - self._at
-        return passed

@@ -3,7 +3,8 @@
 The loss of a step is the sum over its supervised tokens divided by their number, over all micro-batches: batch size
 and accumulation do not change it. Departure from TRL's default, which averages the means of micro-batches.
 The rows of a step are packed, without padding, into forwards of at most `micro_batch` x `data.max_length` tokens; how
-they are packed changes the loss by rounding only.
+they are packed changes the loss by rounding only. Rows are made in this process when their step comes, as functions of
+(seed, epoch, row): there are no data workers whose number could change a result.
 """
 
 from __future__ import annotations
@@ -19,17 +20,23 @@ import torch
 from torch import Tensor
 
 from danlu import display
-from danlu.data.prepare import prepare, shape_of, write_rejected
+from danlu.data.prepare import prepare, prompts, question_key, shape_of, write_rejected
 from danlu.data.render import IGNORE, Rendered
 from danlu.data.rows import TrainingRows
 from danlu.data.store import Store, open_store
 from danlu.errors import DanluError
+from danlu.generate.local import LocalGenerator
 from danlu.models.batch import Batch, micro_batches, packed
 from danlu.models.load import load
 from danlu.recipe import Recipe
+from danlu.records import Sample
 from danlu.run import Run
+from danlu.train import memory, trackers
 from danlu.train.deliver import deliver
-from danlu.train.loop import Clock, Loop, peak_memory, row_order
+from danlu.train.loop import Loop
+from danlu.train.metrics import Clock
+from danlu.train.schedule import row_order
+from danlu.train.watch import accuracy
 
 Row = tuple[np.ndarray, np.ndarray]  # tokens and labels, int32 [length]
 
@@ -40,8 +47,11 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     DanluError for data or settings that cannot work; Stopped when interrupted (resumable).
     """
     settings = recipe.sft
+    trackers.check(settings.track)
     prepared = prepare(recipe)
     write_rejected(run, prepared)
+    watched = _watched(recipe, prepared.train)
+    _check_what_is_measured(recipe, bool(prepared.valid))
     loaded = load(
         recipe.model,
         start,
@@ -70,10 +80,28 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     effective = settings.batch_size * settings.accumulation
     total_rows = None if settings.steps else max(1, round(settings.epochs * len(rendered)))
     steps = settings.steps or math.ceil((total_rows or 1) / effective)
-    loop = Loop(run, settings, loaded, steps, largest_is_best=False)
+    loop = Loop(run, settings, loaded, steps, largest_is_best=settings.best_on == "accuracy")
     loop.resume()
     rows = TrainingRows(recipe, loaded.tokenizer, loaded.think, prepared.train, rendered)
-    return _train(loop, recipe, rows, valid, total_rows)
+    return _train(loop, recipe, rows, valid, watched, total_rows)
+
+
+def _watched(recipe: Recipe, train: list[Sample]) -> list[Sample]:
+    """The questions of sft.watch; those that are trained on are told, their accuracy says little."""
+    found = prompts(recipe, recipe.sft.watch).train if recipe.sft.watch else []
+    asked = {question_key(sample) for sample in train}
+    known = sum(question_key(sample) in asked for sample in found)
+    if known:
+        display.warn(f"{known} of the {len(found)} questions in sft.watch stand in the training rows")
+    return found
+
+
+def _check_what_is_measured(recipe: Recipe, validated: bool) -> None:
+    settings = recipe.sft
+    hint = "give data.valid or data.valid_fraction, or questions in sft.watch and sft.best_on: accuracy"
+    if settings.best_on == "eval_loss" and not validated and (settings.watch or settings.patience):
+        what = "sft.patience" if settings.patience else "sft.best_on: eval_loss"
+        raise DanluError(f"{what} needs validation rows", hint)
 
 
 def _tell(what: str, store: Store, recipe: Recipe) -> None:
@@ -92,52 +120,66 @@ def _row(rendered: Rendered) -> Row:
     return rendered.tokens, rendered.labels
 
 
-def _train(loop: Loop, recipe: Recipe, rows: TrainingRows, valid: list[Row], total_rows: int | None) -> dict[str, Any]:
+def _train(
+    loop: Loop,
+    recipe: Recipe,
+    rows: TrainingRows,
+    valid: list[Row],
+    watched: list[Sample],
+    total_rows: int | None,
+) -> dict[str, Any]:
     settings = recipe.sft
-    effective = settings.batch_size * settings.accumulation
-    micro = settings.micro_batch if isinstance(settings.micro_batch, int) else settings.batch_size
-    capacity = micro * recipe.data.max_length
-    clock = Clock()
-    loss, eval_loss = loop.last("loss").get("loss"), loop.last("eval_loss").get("eval_loss")
-    with loop.signals(), display.task("sft", loop.steps) as progress:
-        progress.advance(loop.step)
-        while loop.step < loop.steps:
-            first = loop.step * effective
-            last = min(first + effective, total_rows) if total_rows else first + effective
-            places = row_order(rows.count, recipe.seed, first, last)
-            batch = [_row(rows.rendered(epoch, index)) for epoch, index in places]
-            supervised = sum(int((labels != IGNORE).sum()) for _, labels in batch)
-            loss, norm = loop.update(_losses(loop, batch, capacity, supervised))
-            loop.tokens += supervised
-            rate = loop.optimizer.param_groups[0]["lr"]
-            row = {"step": loop.step, "epoch": round(last / rows.count, 4), "loss": loss, "lr": rate, "grad_norm": norm}
-            seconds = clock.lap()
-            speed = sum(len(tokens) for tokens, _ in batch) / seconds
-            loop.log({**row, "tokens": loop.tokens, "tokens_per_second": round(speed, 1)})
-            if valid and (loop.due(settings.eval_every) or loop.step == loop.steps):
-                eval_loss = _eval_loss(loop, valid, capacity)
-                loop.log({"step": loop.step, "eval_loss": eval_loss})
-                loop.consider(eval_loss, settings.keep_best)
-                clock.lap()
-            progress.advance(1, loss=loss, **({"eval": eval_loss} if eval_loss is not None else {}))
-            loop.finish_step()
+    best_on = {"eval_loss": "eval_loss", "accuracy": "eval_accuracy"}[settings.best_on]
+    evaluate = partial(_evaluate, loop, recipe, valid, watched) if valid or watched else None
+    loop.go("sft", partial(_step, loop, recipe, rows, total_rows), evaluate, best_on, settings.keep_best)
     if settings.keep_best:
         loop.use_best()
     deliver(loop, recipe)
+    evaluated = {key: loop.last(key).get(key) for key in ("eval_loss", *(["eval_accuracy"] if watched else []))}
     return {
         "steps": loop.step,
-        "loss": loss,
-        "eval_loss": eval_loss,
-        "best_eval_loss": loop.best_value,
-        "best_step": loop.best_step if valid else None,
+        "loss": loop.last("loss").get("loss"),
+        **evaluated,
+        f"best_{best_on}": loop.best_value,
+        "best_step": loop.best_step if evaluate else None,
+        "stopped_early": loop.stopped_early,
         "tokens": loop.tokens,
-        "peak_memory_bytes": peak_memory(),
+        "halvings": loop.halvings,
+        "peak_memory_bytes": memory.peak(),
     }
 
 
-def _losses(loop: Loop, batch: list[Row], capacity: int, supervised: int) -> Iterator[Callable[[], Tensor]]:
+def _capacity(recipe: Recipe, halvings: int) -> int:
+    """Tokens that a forward may hold; less by half for every time that memory ran out."""
+    settings = recipe.sft
+    micro = settings.micro_batch if isinstance(settings.micro_batch, int) else settings.batch_size
+    return micro * recipe.data.max_length >> halvings
+
+
+def _step(loop: Loop, recipe: Recipe, rows: TrainingRows, total_rows: int | None) -> dict[str, Any]:
+    """One update on the rows of this step, logged; what is shown of it."""
+    clock, settings = Clock(), recipe.sft
+    effective = settings.batch_size * settings.accumulation
+    first = loop.step * effective
+    last = min(first + effective, total_rows) if total_rows else first + effective
+    drawn = [rows.rendered(epoch, index) for epoch, index in row_order(rows.count, recipe.seed, first, last)]
+    batch = [_row(row) for row in drawn]
+    supervised = sum(int((labels != IGNORE).sum()) for _, labels in batch)
+    loss, norm = loop.update(partial(_losses, loop, recipe, batch, supervised), [row.id for row in drawn])
+    loop.tokens += supervised
+    rate = loop.optimizer.param_groups[0]["lr"]
+    row = {"step": loop.step, "epoch": round(last / rows.count, 4), "loss": loss, "lr": rate, "grad_norm": norm}
+    row |= {"tokens": loop.tokens, "supervised_tokens": supervised}
+    speed = sum(len(tokens) for tokens, _ in batch) / clock.lap()
+    loop.log({**row, "tokens_per_second": round(speed, 1), **loop.measures()})
+    return {"loss": loss}
+
+
+def _losses(
+    loop: Loop, recipe: Recipe, batch: list[Row], supervised: int, halvings: int
+) -> Iterator[Callable[[], Tensor]]:
     """Losses of the micro-batches; together they are the mean over the supervised tokens of the step."""
-    for part in _parts(loop, batch, capacity):
+    for part in _parts(loop, batch, _capacity(recipe, halvings)):
         yield partial(_mean_loss, loop, part, supervised)
 
 
@@ -150,13 +192,24 @@ def _mean_loss(loop: Loop, batch: Batch, supervised: int) -> Tensor:
     return -loop.logprobs(batch)[0].sum() / supervised
 
 
+def _evaluate(loop: Loop, recipe: Recipe, valid: list[Row], watched: list[Sample]) -> dict[str, float]:
+    found = {}
+    if valid:
+        found["eval_loss"] = _eval_loss(loop, valid, _capacity(recipe, loop.halvings))
+    if watched:
+        with LocalGenerator(loop.loaded, name=loop.run.name, batch=recipe.eval.batch) as generator:
+            found["eval_accuracy"] = accuracy(generator, watched, recipe.eval.max_tokens, loop.breathe)
+    return found
+
+
 @torch.no_grad()
 def _eval_loss(loop: Loop, valid: list[Row], capacity: int) -> float:
     """Mean negative log-prob over the supervised tokens of the validation rows."""
     loop.loaded.model.eval()
-    total, count = 0.0, 0
+    total, count, done = 0.0, 0, 0
     for batch in _parts(loop, valid, capacity):
         with loop.accelerator.autocast():
             found, _ = loop.logprobs(batch)
-        total, count = total - float(found.sum()), count + found.numel()
+        total, count, done = total - float(found.sum()), count + found.numel(), done + len(batch.lengths)
+        loop.breathe(evaluated=f"{done}/{len(valid)}")
     return total / count
