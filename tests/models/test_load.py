@@ -70,6 +70,7 @@ KINDS = {
     "lora": Lora(r=4, alpha=6),
     "rslora": Lora(r=9, alpha=6, rslora=True),
     "few targets": Lora(r=2, targets=["v_proj"]),
+    "dora": Lora(r=4, alpha=6, dora=True),
     "head and embedding": Lora(r=4, modules_to_save=["embed_tokens", "lm_head"]),
 }
 
@@ -306,20 +307,21 @@ def test_a_loaded_model_knows_its_format(tmp_path: Path, kind: str, style: str) 
 
 def test_nf4_on_the_cpu_trains_and_its_adapter_loads(base: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    from danlu.data.render import IGNORE
     from danlu.generate.decode import decode, snapshot
-    from danlu.train.loop import TokenLogProbs
+    from danlu.models.batch import packed
+    from danlu.models.decoder import fast_forward
+    from danlu.models.head import TokenLogProbs
 
     four = spec(base, quantization="nf4")
     loaded = load(four, lora=PLAIN, train=True, gradient_checkpointing=True)
     assert any(type(p).__name__ == "Params4bit" for p in loaded.model.parameters())
-    labels = IDS.clone()
-    labels[:, 0] = IGNORE
+    batch = packed([(row, row) for row in IDS.tolist()])
+    scorer = TokenLogProbs(loaded.model, fast_forward(loaded.model))
     optimizer = torch.optim.AdamW(trainable(loaded.model).values(), lr=1e-2)
     loaded.model.train()
     losses = []
     for _ in range(4):
-        loss = -TokenLogProbs(loaded.model)(IDS, labels).mean()
+        loss = -scorer(batch)[0].mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

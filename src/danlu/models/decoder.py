@@ -19,6 +19,8 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -264,42 +266,67 @@ def _varlen() -> Any:
     return flash_attn_varlen_func
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], flash: Any = None) -> Tensor:
-    """Causal attention inside each row: q [T, H, D], k and v [T, K, D] with K dividing H -> [T, H, D].
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], flash: Any = None, parents: tuple[int, ...] = ()
+) -> Tensor:
+    """Causal attention inside each row, and to the whole of its parent (see Batch).
 
-    `flash`: flash_attn_varlen_func or None.
+    q [T, H, D], k and v [T, K, D] with K dividing H -> [T, H, D]. `flash`: flash_attn_varlen_func or None.
     """
     if flash is not None and q.dtype in (torch.float16, torch.bfloat16):
-        ends = torch.tensor([0, *lengths], dtype=torch.int32, device=q.device).cumsum(0, dtype=torch.int32)
-        longest = max(lengths)
-        return flash(q, k, v, ends, ends, longest, longest, causal=True)
+        ends, seen, longest, most = _ends(lengths, parents, q.device)
+        if parents:
+            k, v = (x[_seen(lengths, parents, q.device)] for x in (k, v))
+        return flash(q, k, v, ends, seen, longest, most, causal=True)
     if len(lengths) == 1:
         return _sdpa(q[None], k[None], v[None])[0]
-    buckets: dict[int, list[int]] = {}
+    buckets: dict[tuple[int, int], list[int]] = {}
     for row, length in enumerate(lengths):
-        buckets.setdefault(-(-length // BUCKET), []).append(row)
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
+        buckets.setdefault((-(-length // BUCKET), parents[row] if parents else -1), []).append(row)
+    starts = [0, *accumulate(lengths)]
     parts: list[Tensor | None] = [None] * len(lengths)
-    for rows in buckets.values():
+    for (_, parent), rows in buckets.items():
         spans = [(starts[row], lengths[row]) for row in rows]
-        if len(rows) == 1:
-            start, size = spans[0]
-            parts[rows[0]] = _sdpa(*(x[start : start + size][None] for x in (q, k, v)))[0]
-            continue
         # padded on the right: with causal attention nobody looks there
-        wide = [torch.nn.utils.rnn.pad_sequence([x[s : s + n] for s, n in spans], True) for x in (q, k, v)]
-        for row, found, (_, size) in zip(rows, _sdpa(*wide), spans, strict=True):
+        wide = [_padded([x[start : start + size] for start, size in spans]) for x in (q, k, v)]
+        before = slice(starts[parent], starts[parent + 1]) if parent >= 0 else slice(0)
+        for row, found, (_, size) in zip(rows, _sdpa(*wide, *(x[before] for x in (k, v))), spans, strict=True):
             parts[row] = found[:size]
     return torch.cat([part for part in parts if part is not None])
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[B, T, H, D] each (k and v with fewer heads) -> [B, T, H, D]."""
+def _padded(rows: list[Tensor]) -> Tensor:
+    return rows[0][None] if len(rows) == 1 else torch.nn.utils.rnn.pad_sequence(rows, True)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, k_before: Tensor | None = None, v_before: Tensor | None = None) -> Tensor:
+    """[B, T, H, D] each (k and v with fewer heads) -> [B, T, H, D]; all rows also see k_before, v_before [P, K, D]."""
+    mask = None
+    if k_before is not None and v_before is not None and len(k_before):
+        rows, length, prefix = q.shape[0], q.shape[1], len(k_before)
+        k, v = (torch.cat([b.expand(rows, *b.shape), x], 1) for b, x in ((k_before, k), (v_before, v)))
+        mask = torch.ones(length, prefix + length, dtype=torch.bool, device=q.device).tril(prefix)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    found = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    grouped = q.shape[1] != k.shape[1]
+    found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
     return found.transpose(1, 2)
+
+
+@lru_cache(maxsize=4)  # the layers of a forward ask for the same
+def _ends(lengths: tuple[int, ...], parents: tuple[int, ...], place: torch.device) -> tuple[Tensor, Tensor, int, int]:
+    """(ends of the rows, ends of what they see, the longest row, the most that a row sees), int32 [rows + 1]."""
+    seen = [size + (lengths[parents[row]] if parents and parents[row] >= 0 else 0) for row, size in enumerate(lengths)]
+    made = (torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=place) for sizes in (lengths, seen))
+    ends, ends_seen = made
+    return ends, ends_seen, max(lengths), max(seen)
+
+
+@lru_cache(maxsize=4)
+def _seen(lengths: tuple[int, ...], parents: tuple[int, ...], place: torch.device) -> Tensor:
+    """Places of the keys that each row sees, one row after another: its parent's, then its own; int64."""
+    starts = [0, *accumulate(lengths)]
+    spans = [one for row, parent in enumerate(parents) for one in ([parent, row] if parent >= 0 else [row])]
+    return torch.cat([torch.arange(starts[row], starts[row + 1]) for row in spans]).to(place)
 
 
 # ---- the forward
@@ -327,7 +354,7 @@ def fast_forward(model: Any, compiled: bool = False) -> Callable[[Batch], Tensor
     def norm(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
         return _Norm.apply(x, inner(module).weight.to(dtype), eps, own)
 
-    def layer_of(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    def layer_of(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, lengths: Any, parents: Any) -> Tensor:
         attention, mlp, count, dtype = layer.self_attn, layer.mlp, x.shape[0], cos.dtype
         hidden = norm(layer.input_layernorm, x, dtype)
         parts = [linear(p, hidden) for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
@@ -335,7 +362,7 @@ def fast_forward(model: Any, compiled: bool = False) -> Callable[[Batch], Tensor
         if hasattr(attention, "q_norm"):
             q, k = norm(attention.q_norm, q, dtype), norm(attention.k_norm, k, dtype)
         q, k = _Rotary.apply(q, cos, sin, own), _Rotary.apply(k, cos, sin, own)
-        attended = attend(q, k, v, lengths, flash).reshape(count, -1)
+        attended = attend(q, k, v, lengths, flash, parents).reshape(count, -1)
         x = linear(attention.o_proj, attended, x)
         hidden = norm(layer.post_attention_layernorm, x, dtype)
         acted = _SwiGlu.apply(linear(mlp.gate_proj, hidden), linear(mlp.up_proj, hidden), own)
@@ -345,14 +372,16 @@ def fast_forward(model: Any, compiled: bool = False) -> Callable[[Batch], Tensor
         kind = batch.ids.device.type
         x = decoder.embed_tokens(batch.ids)
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        if dtype == torch.float16:
+            x = x.float()  # Qwen2.5's residual stream grows past what fp16 holds
         angles = decoder.rotary_emb(x[None], batch.positions[None])  # both halves alike: one is enough
         cos, sin = (part[0, :, None, : head_dim // 2].to(dtype) for part in angles)
         recompute = checkpointing(plain) and model.training and torch.is_grad_enabled()
         for layer in decoder.layers:
             if recompute:
-                x = checkpoint(layer_of, layer, x, cos, sin, batch.lengths, use_reentrant=False)
+                x = checkpoint(layer_of, layer, x, cos, sin, batch.lengths, batch.parents, use_reentrant=False)
             else:
-                x = layer_of(layer, x, cos, sin, batch.lengths)
+                x = layer_of(layer, x, cos, sin, batch.lengths, batch.parents)
         return norm(decoder.norm, x, dtype)
 
     return forward

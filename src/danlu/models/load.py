@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from danlu import display
 from danlu.errors import DanluError
+from danlu.models.decoder import supports
 from danlu.models.locate import base_of
 from danlu.models.tokenizer import speech_of
 from danlu.recipe import Lora, Model
@@ -141,7 +142,8 @@ def load(
     if described.pop("base_dir", None) and adapter:
         described["base_dir"] = str(base_of(adapter))
     model.requires_grad_(train and lora is None)
-    if spec.quantization == "nf4" and train:
+    if spec.quantization == "nf4" and train and not supports(model.config):
+        # transformers' own forward wants norms and embeddings in fp32; the fast one computes them so from any dtype
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(
