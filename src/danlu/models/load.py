@@ -158,7 +158,7 @@ def load(
         model = _with_start(model, adapter, lora is not None)
     if lora is not None:
         torch.manual_seed(seed)
-        model = _with_new(model, lora)
+        model = with_adapter(model, lora)
     if spec.quantization == "none":
         model.to(device())
     return Loaded(
@@ -188,7 +188,8 @@ def _with_start(model: Any, adapter: Path, more: bool) -> Any:
         ) from error
 
 
-def _with_new(model: Any, lora: Lora) -> Any:
+def with_adapter(model: Any, lora: Lora) -> Any:
+    """`model` with a new, trainable adapter named "default". DanluError where it does not fit."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
     config = LoraConfig(
