@@ -52,6 +52,16 @@ def test_advantages_are_those_of_the_group() -> None:
             assert row == pytest.approx([(r - mean) / (std + 1e-4 if scale else 1) for r in group], abs=1e-12)
 
 
+def test_a_masked_completion_is_not_of_its_group() -> None:
+    nan = math.nan
+    rewards = [[1.0, 0.0, nan, 2.0], [nan, 0.5, nan, 0.5], [nan, nan, nan, 3.0], [nan] * 4]
+    for scale in (True, False):
+        found = advantages(torch.tensor(rewards, dtype=torch.float64), scale).tolist()
+        alone = advantages(torch.tensor([[1.0, 0.0, 2.0]], dtype=torch.float64), scale)[0].tolist()
+        assert found[0] == pytest.approx([*alone[:2], 0.0, alone[2]], abs=1e-12)
+        assert found[1:] == [[0.0] * 4] * 3
+
+
 LOGS = [-2.0, -1.0, -0.5, -3.0, -0.1, -1.5]
 
 
@@ -214,6 +224,25 @@ def test_truncated_completions_carry_no_loss(base: Path, data: Path, tmp_path: P
         assert seen.loop.step == 1
 
 
+def test_masked_rollouts_carry_no_loss(base: Path, data: Path, tmp_path: Path) -> None:
+    body = "def fn(sample, completion): return None if len(completion.tokens) % 2 else float(len(completion.text))"
+    (tmp_path / "mine.py").write_text(body, "utf-8")
+    rewards = [{"python": f"{tmp_path / 'mine.py'}:fn"}]
+    more = {"prompts": 4, "temperature": 1.45, "max_completion": 11, "rewards": rewards, "mask_truncated": False}
+    seen = Seen(recipe(base, data, grpo=more), tmp_path / "run")
+    rollouts = seen.rollouts()
+    masked = [r.reward is None for r in rollouts]
+    assert 0 < sum(masked) < len(masked)
+    row = seen.step()
+    assert row["masked"] == sum(masked) / len(masked)
+    known = [r.reward for r in rollouts if r.reward is not None]
+    assert row["reward"] == pytest.approx(sum(known) / len(known)) == row["rewards/fn"]
+    (tmp_path / "mine.py").write_text("def fn(sample, completion): return None", "utf-8")
+    row = seen.step()
+    assert (row["reward"], row["masked"], row["loss"], row["zero_variance"]) == (None, 1.0, 0.0, 1.0)
+    assert len(seen.gradients) == 1  # nothing was learned from the second step
+
+
 def test_the_reference_is_the_start(base: Path, data: Path, tmp_path: Path) -> None:
     made = recipe(base, data, grpo={"kl": 0.05, "steps": 3, "temperature": 1.7, "prompts": 4})
     first = ran(made, tmp_path / "first")
@@ -272,8 +301,11 @@ def test_the_reward_rises_on_a_simple_task(base: Path, data: Path, tmp_path: Pat
     assert sum(curve[-4:]) / 4 > sum(curve[:4]) / 4 + 0.15, curve
 
 
-METRICS = ["reward", "reward_std", "rewards/stop", "rewards/think_format", "completion_length", "completion_length_max"]
+METRICS = ["reward", "reward_std", "rewards/stop", "rewards/think_format", "masked"]
+METRICS += ["completion_length", "completion_length_max"]
 METRICS += ["truncated", "zero_variance", "loss", "grad_norm", "kl", "clip_fraction", "lr"]
+COSTS = [f"{part}_seconds" for part in ("rollout", "update", "forward", "backward", "optimizer")]
+COSTS += ["memory_bytes", "peak_memory_bytes"]
 
 
 def test_what_a_run_records(base: Path, tmp_path: Path) -> None:
@@ -289,7 +321,7 @@ def test_what_a_run_records(base: Path, tmp_path: Path) -> None:
     metrics = run.metrics()
     assert [row["step"] for row in metrics] == [1, 2, 2, 3, 3]
     steps = [row for row in metrics if "reward" in row]
-    assert [list(row) for row in steps] == [["step", *METRICS, "rollout_seconds", "update_seconds"]] * 3
+    assert [list(row) for row in steps] == [["step", *METRICS, *COSTS]] * 3
     held_out = [row["eval_accuracy"] for row in metrics if "eval_accuracy" in row]
     assert len(held_out) == 2
     assert results["best_eval_accuracy"] == max(held_out)
