@@ -19,6 +19,7 @@ from danlu.run import Run
 from danlu.train import grpo as stage
 from danlu.train.grpo import Rollout, advantages, grpo, k3, policy_loss
 from danlu.train.loop import Loop
+from danlu.train.metrics import MEASURED
 from tiny_models import CHATS, trained
 
 
@@ -376,6 +377,6 @@ def test_another_architecture_goes_through_transformers(data: Path, tmp_path: Pa
         ran(recipe(folder, data, grpo={**settings, "max_completion": 60}), tmp_path / f"run{n}").metrics()
         for n in range(2)
     ]
-    same = [[{k: v for k, v in row.items() if "seconds" not in k} for row in rows] for rows in metrics]
+    same = [[{k: v for k, v in row.items() if k not in MEASURED} for row in rows] for rows in metrics]
     assert same[0] == same[1]
     assert all(1 <= row["completion_length"] <= 60 for row in same[0])
