@@ -71,7 +71,7 @@ def rows_of(recipe: Any, count: int) -> tuple[Any, list[tuple[list[int], list[in
     """(tokenizer, the first `count` rows that training would see as (tokens, labels), in its order)."""
     from danlu.data.rows import opened
     from danlu.models.tokenizer import speech_of
-    from danlu.train.loop import row_order
+    from danlu.train.schedule import row_order
 
     speech = speech_of(recipe.model)
     _, rows = opened(recipe, speech)
@@ -194,7 +194,7 @@ def plain(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from danlu.models.load import load
-    from danlu.train.loop import learning_rate
+    from danlu.train.schedule import learning_rate
 
     recipe = recipe_of(given, given["steps"])
     loaded = load(recipe.model, seed=recipe.seed, lora=recipe.sft.lora, train=True)

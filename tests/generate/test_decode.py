@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PhiConfi
 from danlu.data.render import IGNORE
 from danlu.generate import decode as decoding
 from danlu.generate.decode import decode, plain_lora, snapshot, supports
-from danlu.train.loop import TokenLogProbs, padded
+from danlu.models.batch import packed
+from danlu.models.head import TokenLogProbs
 from tiny_models import VOCABULARY, build
 
 PROMPTS = [
@@ -99,7 +100,7 @@ def test_sampled_log_probs_are_those_of_the_scoring_pass(model: Any) -> None:
             rows.append(([*prompt, *one.tokens], [IGNORE] * len(prompt) + [*one.tokens]))
             kept += one.logprobs
     with torch.no_grad():
-        scored = TokenLogProbs(model)(*padded(rows, 0, torch.device("cpu")), 0.7)
+        scored = TokenLogProbs(model)(packed(rows), 0.7)[0]
     torch.testing.assert_close(torch.tensor(kept), scored, rtol=0, atol=1e-4)
 
 

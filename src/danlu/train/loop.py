@@ -35,7 +35,6 @@ from danlu.train import checkpoint, memory, rng, trackers
 from danlu.train.metrics import Parts, memory_fields
 from danlu.train.optimizer import make_optimizer, precision
 from danlu.train.schedule import learning_rate
-from danlu.train.schedule import row_order as row_order
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
 STATE = ("step", "tokens", "halvings", "best_value", "best_step", "evaluated", "stale")  # what a checkpoint holds of us
