@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from danlu.data.render import IGNORE
-from danlu.models.batch import micro_batches, packed, padded
+from danlu.models.batch import branched, micro_batches, packed, padded
 
 N = IGNORE
 
@@ -34,6 +34,18 @@ def test_padded() -> None:
     assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
     assert mask.tolist() == [[True] * 3, [True, False, False]]
     assert torch.equal(ids[mask], torch.tensor([1, 2, 3, 4]))
+
+
+def test_branched_rows_go_on_where_their_prompt_ends() -> None:
+    batch = branched([([1, 2, 3], [[4, 5], [6]]), ([7], [[8, 9, 10]])])
+    assert batch.ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert batch.lengths == (3, 2, 1, 1, 3)
+    assert batch.parents == (-1, 0, 0, -1, 3)
+    assert batch.positions.tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 2, 3]
+    assert batch.targets.tolist() == [4, 5, 6, 8, 9, 10]
+    assert batch.places.tolist() == [2, 3, 2, 6, 7, 8]
+    with pytest.raises(ValueError, match="cannot be padded"):
+        padded(batch, 0)
 
 
 def test_labels_of_another_length_are_refused() -> None:

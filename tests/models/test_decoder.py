@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Co
 
 from danlu.data.render import IGNORE
 from danlu.models import decoder
-from danlu.models.batch import Batch, packed
+from danlu.models.batch import Batch, branched, packed
 from danlu.models.decoder import attend, can_compile, fast_forward, kernels, supports
 from danlu.models.head import TokenLogProbs
 
@@ -316,6 +316,80 @@ def test_attention_of_each_row_and_the_varlen_call() -> None:
 
     attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), LENGTHS, flash)
     assert seen == {"ends": [0, 5, 75, 76, 99, 167, 297], "longest": 130, "causal": True}
+
+
+GROUPS = ((40, (5, 70, 66, 1)), (1, (3, 90)), (7, ()), (66, (64, 65)))
+
+
+def drawn(groups: Any = GROUPS, seed: int = 4) -> list[tuple[list[int], list[list[int]]]]:
+    """Prompts with their completions, of these lengths."""
+    made = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(0, 211, (n,), generator=made).tolist() for p, own in groups for n in (p, *own)]
+    rows = iter(ids)
+    return [(next(rows), [next(rows) for _ in own]) for _, own in groups]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_prompt_computed_once_has_the_gradients_of_one_for_each_completion(kind: str, checkpointing: bool) -> None:
+    """Within 1e-5 of the largest gradient, with another weight for every token as a policy loss has."""
+    model = with_lora(network(kind)).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    groups = drawn()
+    apart = packed([(p + own, [IGNORE] * len(p) + own) for p, completions in groups for own in completions])
+    weights = torch.randn(len(apart.targets), generator=torch.Generator().manual_seed(6))
+    scored = TokenLogProbs(model, fast_forward(model))
+    results = []
+    for given in (apart, branched(groups)):
+        model.zero_grad()
+        found, _ = scored(given)
+        (found * weights).mean().backward()
+        results.append((found.detach(), gradients(model)))
+    (wanted, theirs), (found, ours) = results
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        assert (ours[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+
+
+def test_a_completion_sees_its_prompt_and_not_its_neighbours() -> None:
+    model = network("qwen3").eval()
+    groups, forward = drawn(), fast_forward(model)
+    other = drawn()
+    other[0][1][1] = [7] * 70  # a sibling
+    other[3][0][:] = [7] * 66  # the prompt of the last group
+    with torch.no_grad():
+        first, second = (forward(branched(one)) for one in (groups, other))
+    torch.testing.assert_close(first[:45], second[:45])
+    assert not torch.allclose(first[45:115], second[45:115])
+    torch.testing.assert_close(first[115:-195], second[115:-195])
+    assert not torch.isclose(first[-129:], second[-129:]).all(-1).any()  # completions of a changed prompt, every token
+
+
+def test_the_varlen_call_gives_each_completion_the_keys_of_its_prompt() -> None:
+    lengths, parents = (3, 2, 1, 2, 2), (-1, 0, 0, -1, 3)
+    made = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(10, heads, 8, generator=made, dtype=torch.bfloat16) for heads in (4, 2, 2))
+
+    def flash(
+        q: Any, k: Any, v: Any, ends: Any, seen: Any, longest: int, most: int, causal: bool
+    ) -> torch.Tensor:  # FlashAttention's convention: the last query of a row sees all of its keys
+        assert causal
+        assert (longest, most) == (3, 5)
+        rows = zip(ends.tolist(), ends.tolist()[1:], seen.tolist(), seen.tolist()[1:], strict=False)
+        return torch.cat([one_row(q[a:b], k[c:d], v[c:d]) for a, b, c, d in rows])
+
+    found = attend(q, k, v, lengths, flash, parents)
+    wanted = attend(q, k, v, lengths, None, parents)
+    torch.testing.assert_close(found.float(), wanted.float(), rtol=0, atol=0.02)
+
+
+def one_row(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = torch.einsum("qhd,khd->hqk", q.float(), k.float()) / q.shape[-1] ** 0.5
+    hidden = torch.ones(len(q), len(k)).triu(len(k) - len(q) + 1).bool()
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), v.float()).to(q.dtype)
 
 
 def test_what_is_not_known_is_said() -> None:
