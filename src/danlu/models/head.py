@@ -46,10 +46,14 @@ class _TokenLogProbs(torch.autograd.Function):
             part = slice(at, at + CHUNK)
             scores = _log_softmax(hidden[part], weight, temperature)
             found[part] = scores.gather(-1, targets[part, None]).squeeze(-1)
+            chances = scores
             if entropy:
-                entropies[part] = -(scores.exp() * scores).sum(-1)
+                chances = scores.exp()
+                entropies[part] = -torch.linalg.vecdot(chances, scores)
+            elif unit is not None:
+                chances = scores.exp_()
             if unit is not None:
-                torch.mm(_error(scores, targets[part]).to(weight.dtype), weight, out=unit[part])
+                torch.mm(_error(chances, targets[part]).to(weight.dtype), weight, out=unit[part])
         if unit is not None and temperature != 1.0:
             unit.div_(temperature)
         if ctx.needs_input_grad[1]:
@@ -71,7 +75,7 @@ class _TokenLogProbs(torch.autograd.Function):
         for_weight = torch.zeros_like(weight, dtype=torch.float32)
         for at in range(0, hidden.shape[0], CHUNK):
             part = slice(at, at + CHUNK)
-            error = _error(_log_softmax(hidden[part], weight, ctx.temperature), targets[part])
+            error = _error(_log_softmax(hidden[part], weight, ctx.temperature).exp_(), targets[part])
             error.mul_((grad[part] / ctx.temperature)[:, None])
             if weight.dtype == torch.float32:
                 for_weight.addmm_(error.t(), hidden[part])
@@ -87,9 +91,9 @@ def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(logits, -1, dtype=torch.float32)
 
 
-def _error(scores: Tensor, targets: Tensor) -> Tensor:
-    """onehot - p of log-probs `scores` [n, V], in their memory."""
-    error = scores.exp_().neg_()
+def _error(chances: Tensor, targets: Tensor) -> Tensor:
+    """onehot - p of probabilities [n, V], in their memory."""
+    error = chances.neg_()
     error[torch.arange(len(targets), device=targets.device), targets] += 1.0
     return error
 
