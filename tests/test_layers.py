@@ -18,6 +18,7 @@ LAYERS = [
     {"train", "evaluate", "export"},
     {"serve", "studio", "demo"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 APART = LAYERS[4]  # stages meet in a run directory, never in code

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from danlu.errors import DanluError, Stopped
+from danlu.train import processes
 
 FULL_HINT = "free some space; a stage goes on with --resume"
 
@@ -30,7 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     verbose = "-v" in args or "--verbose" in args
     if not verbose:  # what libraries tell their developers is not for the person who runs a command
         warnings.simplefilter("ignore", FutureWarning)
-    if threading.current_thread() is threading.main_thread():
+    if processes.launched() and not processes.together(args):
+        if processes.place():
+            return 0
+        processes.alone()
+    if processes.place():
+        processes.hush()
+    elif threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
     from typer.main import get_command
 
@@ -52,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(what, hint, 1, verbose)
     if code == 130:  # typer has swallowed the KeyboardInterrupt
         return _fail("interrupted", "", 130, verbose=False)
+    processes.leave(None)
     return code if isinstance(code, int) else 0
 
 
@@ -61,10 +69,14 @@ def _terminated(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _fail(what: str, hint: str, code: int, verbose: bool) -> int:
-    if verbose:
-        traceback.print_exc()
     from danlu.display import failure
 
+    if not processes.leave(what):
+        return code
+    if processes.place():
+        sys.stderr, what = sys.__stderr__, f"process {processes.place()}: {what}"
+    if verbose:
+        traceback.print_exc()
     failure(what, hint)
     return code
 

@@ -8,8 +8,10 @@ tuned model after; the comparison is written into the later evaluation run as co
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from danlu.display import say, warn
 from danlu.errors import DanluError, Stopped
 from danlu.recipe import Recipe, find, load, runs_root
 from danlu.run import Run, differing_keys, write_json
+from danlu.train import processes
 
 TRAINING = ("sft", "grpo")
 
@@ -172,7 +175,24 @@ def run_stage(
 
     `start`: a run (name or directory), a model directory or a hub id. With `resume` the run must exist; it goes on
     only under the same recipe and start. Errors: DanluError, Stopped (interrupted; it can be resumed).
+    Several processes train together; every other stage is the first one's, and the others wait.
     """
+    run, origin = processes.lead(lambda: _begun(stage, recipe, name, start, recipe_text, resume))
+    if stage not in TRAINING:
+        processes.lead(lambda: _carry_out(stage, recipe, run, origin))
+    elif processes.first():
+        _carry_out(stage, recipe, run, origin)
+    else:
+        with tempfile.TemporaryDirectory(prefix="danlu-") as folder:  # a run like the first one's, that nobody keeps
+            own = Run.create(Path(folder) / name, stage, recipe.resolved(), seed=recipe.seed)
+            _carry_out(stage, recipe, own, origin)
+    return run
+
+
+def _begun(
+    stage: str, recipe: Recipe, name: str, start: str | None, recipe_text: str, resume: bool
+) -> tuple[Run, str | None]:
+    """The run that `run_stage` carries out, and where its start lies."""
     parent = find_run(start) if start else None
     if parent is not None and parent.state() != "done":
         raise DanluError(f"{parent.path} is {parent.state()}, not done", "finish it first with --resume")
@@ -192,14 +212,17 @@ def run_stage(
         seed=recipe.seed,
         resume=resume,
     )
+    return run, str(parent.path) if parent else start
+
+
+def _carry_out(stage: str, recipe: Recipe, run: Run, start: str | None) -> None:
     try:
         with run.recording():
-            results = STAGES[stage](recipe, run, str(parent.path) if parent else start)
+            results = STAGES[stage](recipe, run, start)
             if isinstance(results, dict):
                 run.record(**results)
     except KeyboardInterrupt:
         raise Stopped(f"{run.path} was interrupted", "continue it with --resume") from None
-    return run
 
 
 # ---- the commands
@@ -217,36 +240,51 @@ def command(
     as_json: bool = False,
 ) -> None:
     """Body of `danlu run|sft|grpo|eval|export`: stdout gets the artifact path (or JSON) of each step."""
-    recipe = load(recipe_name, overrides)
-    steps = plan(name, recipe, start, run_name)
     if dry_run:
-        print(described(recipe, steps, as_json))
+        recipe = load(recipe_name, overrides)
+        print(described(recipe, plan(name, recipe, start, run_name), as_json))
         return
-    text = as_written(recipe_name, overrides)
-    if not resume:  # a used name is found now and not after hours
-        for step in steps:
-            _refuse_used(step)
-    elif name != "run":
-        Run.open(runs_root() / steps[0].run)
+    processes.start()
+    recipe, steps, text = processes.lead(lambda: _planned(name, recipe_name, overrides, start, run_name, resume))
     done: list[dict[str, Any]] = []
     for step in steps:
-        run = _finished(step, recipe) if resume else None
+        run = processes.lead(partial(_finished, step, recipe)) if resume else None
         if run is None:
             goes_on = resume and (runs_root() / step.run / "run.json").is_file()
             say(f"{step.stage}: {runs_root() / step.run} from {step.start or recipe.model.id}")
             run = run_stage(step.stage, recipe, step.run, start=step.start, recipe_text=text, resume=goes_on)
-        outcome = outcome_of(step.stage, run)
-        if step.compare_with:
-            base = open_run(step.compare_with)
-            outcome["comparison"] = _compare_evals(base, run)
-            outcome["plots"] = _drawn([base, run])
-        elif name == "run" and step.stage in TRAINING:
-            outcome["plots"] = _drawn([run])
+        outcome = processes.lead(partial(_outcome, name, step, run))
         done.append(outcome)
         if not as_json:
             print(outcome["artifact"], flush=True)
     if as_json:
         print(json.dumps({"stages": done}, ensure_ascii=False))
+
+
+def _planned(
+    name: str, recipe_name: str, overrides: list[str], start: str | None, run_name: str | None, resume: bool
+) -> tuple[Recipe, list[Step], str]:
+    """(recipe, steps, the recipe as written) of a command; DanluError where its runs cannot be made or resumed."""
+    recipe = load(recipe_name, overrides)
+    steps = plan(name, recipe, start, run_name)
+    if not resume:  # a used name is found now and not after hours
+        for step in steps:
+            _refuse_used(step)
+    elif name != "run":
+        Run.open(runs_root() / steps[0].run)
+    return recipe, steps, as_written(recipe_name, overrides)
+
+
+def _outcome(name: str, step: Step, run: Run) -> dict[str, Any]:
+    """`outcome_of` with the comparison and the plots that `danlu run` makes."""
+    outcome = outcome_of(step.stage, run)
+    if step.compare_with:
+        base = open_run(step.compare_with)
+        outcome["comparison"] = _compare_evals(base, run)
+        outcome["plots"] = _drawn([base, run])
+    elif name == "run" and step.stage in TRAINING:
+        outcome["plots"] = _drawn([run])
+    return outcome
 
 
 def outcome_of(stage: str, run: Run) -> dict[str, Any]:
