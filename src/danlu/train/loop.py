@@ -7,7 +7,8 @@ so a run that was interrupted anywhere goes on to the metrics and the weights of
 
 Memory refused in a forward or backward: the step begins again with smaller micro-batches, whose loss is the same.
 A NaN or infinite loss or gradient stops the run before the weights are touched, and the state before it is saved.
-Ctrl-C and SIGTERM end the run before the next micro-batch or the next part of an evaluation, saved, with 130 or 143.
+Ctrl-C and SIGTERM end the run before the next micro-batch or the next part of an evaluation, or while rollouts are
+drawn, saved, with 130 or 143.
 Not covered yet: several processes (refused).
 """
 
@@ -87,6 +88,7 @@ class Loop:
         self.best_step = self.evaluated = self.stale = 0
         self._sign = 1 if largest_is_best else -1
         self._signal: int | None = None
+        self._resting = False  # inside at_rest
         self._saved = -1  # the step of the newest checkpoint
         self._parts = Parts(self.accelerator.device)
         self._progress: display.Task | None = None
@@ -336,6 +338,20 @@ class Loop:
         raise Stopped(f"stopped at step {self.step}, saved {saved}", "continue with --resume", 128 + self._signal)
 
     @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """A block, maybe a long one, that changes neither weights nor logs: a signal ends it at once, and an error of
+        the user's own is told after the steps before it were saved."""
+        self._resting = True
+        try:
+            yield
+        except DanluError as error:
+            if not isinstance(error, Stopped) and self.step > 0 and self._saved != self.step:
+                self.save()
+            raise
+        finally:
+            self._resting = False
+
+    @contextmanager
     def _signals(self) -> Iterator[None]:
         """Let Ctrl-C and SIGTERM end the run at the next `breathe`; a second one ends it at once."""
         if threading.current_thread() is not threading.main_thread():
@@ -347,6 +363,9 @@ class Loop:
                 raise Stopped("stopped at once", f"continue with --resume; {self._last_good()}", 128 + number)
             self._signal = number
             display.say("saving, then stopping; once more to stop at once")
+            if self._resting:
+                self._resting = False
+                self.breathe()
 
         before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
