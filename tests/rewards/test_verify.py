@@ -185,7 +185,7 @@ OPEN = [
     (STROKE, "not only ischemic stroke", "right"),
     (STROKE, "neither TIA nor ischemic stroke", "wrong"),
     (STROKE, "hemorrhagic stroke or ischemic stroke", "ambiguous"),
-    (STROKE, "ischemic strokes", "wrong"),
+    (STROKE, "ischemic strokes", "right"),
     (STROKE, "stroke", "wrong"),
     (CELLS, "小细胞肺癌", "right"),
     (CELLS, "非小细胞肺癌", "wrong"),

@@ -26,18 +26,25 @@ _MOST = 300  # groups read from either end of an answer
 
 
 def read(
-    answer: str, options: dict[str, str], hidden: list[str], several: bool, question: str, cut: bool = False
+    answer: str,
+    options: dict[str, str],
+    hidden: list[str],
+    several: bool,
+    question: str,
+    cut: bool = False,
+    also: dict[str, list[str]] | None = None,
 ) -> tuple[str | None, str]:
     """(letters claimed, how); None where nothing is claimed, and `how` starts with "ambiguous" where two things are.
 
-    `several`: the gold answer has several letters. `question` tells whether the false option is asked for.
+    `several`: the gold answer has several letters. `question` tells whether the false option is asked for. `also`:
+    wordings of the options besides their texts; with it letters stand for nothing.
     """
     tagged = re.findall(r"<answer>([\s\S]*?)(?:</answer>|\Z)", answer[:200_000])
     if tagged and tagged[-1].strip() and tagged[-1].strip() != answer.strip():
-        found = read(tagged[-1].replace("<answer>", "\n"), options, hidden, several, question, cut)
+        found = read(tagged[-1].replace("<answer>", "\n"), options, hidden, several, question, cut, also)
         if found[0] or found[1].startswith("ambiguous"):
             return found
-    text = mark(re.sub(r"</?answer>", "\n", answer), options, hidden)
+    text = mark(re.sub(r"</?answer>", "\n", answer), options, hidden, also)
     groups = list(phrases.GROUP.finditer(text))
     if len(groups) > 2 * _MOST:
         groups = groups[:_MOST] + groups[-_MOST:]

@@ -24,7 +24,6 @@ import os
 import re
 import secrets
 import threading
-import unicodedata
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,9 +37,10 @@ from danlu.errors import DanluError
 from danlu.generate.replies import Choice, Unanswered
 from danlu.generate.wire import Cancel, Endpoint, as_finished
 from danlu.records import Completion, Sample, Score
+from danlu.rewards.mentions import unseen_gone, visible
 from danlu.rewards.verify import unanswered
 
-VERSION = 1  # raised whenever a verdict can change (prompts, patterns); the cache is keyed by it
+VERSION = 2  # raised whenever a verdict can change (prompts, patterns); the cache is keyed by it
 LONGEST_REASON = 300  # characters of a reason that are kept
 
 INSTRUCTIONS = """You verify answers. You get a question, its reference answer and one answer to verify.
@@ -387,7 +387,6 @@ _FOR_A_JUDGE = re.compile(
     re.I | re.M | re.A,  # ASCII: a Chinese character beside a word is its boundary
 )
 _END = re.compile(r"[。！!？?；;\n]|\.(?=\s|$)")
-_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]|[\U000e0000-\U000e007f]")
 _TOKENS = re.compile(
     r"<(?=[|｜])|(?<=[|｜])>|<(?=/?(?:s|think|system|assistant|user|start_of_turn|end_of_turn)>)|\[(?=/?INST)"
 )
@@ -399,7 +398,7 @@ def addressed(answer: str) -> tuple[list[str], str]:
     Read in compatibility form without invisible characters, so that spelling tricks do not hide the words. Finding
     too much is cheap: such an answer is only judged twice.
     """
-    plain = _UNSEEN.sub("", unicodedata.normalize("NFKC", answer))
+    plain = visible(answer)
     hits = [match.span() for match in _FOR_A_JUDGE.finditer(plain)]
     if not hits:
         return [], answer
@@ -415,5 +414,6 @@ def addressed(answer: str) -> tuple[list[str], str]:
 
 
 def inert(answer: str) -> str:
-    """The answer with chat tokens broken by a space, because some servers read them inside a message."""
-    return _TOKENS.sub(lambda match: f" {match[0]}" if match[0] == ">" else f"{match[0]} ", answer)
+    """The answer without invisible characters, which a model reads and nobody sees, and with chat tokens broken by a
+    space, because some servers read them inside a message."""
+    return _TOKENS.sub(lambda match: f" {match[0]}" if match[0] == ">" else f"{match[0]} ", unseen_gone(answer))

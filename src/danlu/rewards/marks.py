@@ -11,7 +11,7 @@ import unicodedata
 
 from danlu.data.language import simplified
 from danlu.rewards.letters import letters
-from danlu.rewards.mentions import BOLD, BOX, BOX_END, INLINE, ROUND, claims, needle
+from danlu.rewards.mentions import BOLD, BOX, BOX_END, INLINE, ROUND, claims, needle, visible
 
 # One private character for a mention: a letter, a wording, both together, a wording too short to trust; then markup.
 LETTER, WORDING, BOTH, WEAK = 0xE000, 0xE100, 0xE200, 0xE300
@@ -32,7 +32,7 @@ _SOURCES = re.compile(
 
 def plain(text: str, citations: bool = True) -> str:
     """An answer without LaTeX, emphasis, citations and list of sources; boxes and bold become private characters."""
-    text = _PRIVATE.sub("", unicodedata.normalize("NFKC", text)).replace("\ufe0f", "").strip()
+    text = _PRIVATE.sub("", visible(text)).strip()
     text = simplified(text)
     parts, at = [], 0
     while (box := text.find("\\boxed{", at)) >= 0:
@@ -138,12 +138,15 @@ def weak(wording: str) -> bool:
     )
 
 
-def mark(answer: str, options: dict[str, str], hidden: list[str]) -> str:
-    """`plain(answer)` with every mention of an option as one private character; wordings in `hidden` hide options."""
+def mark(answer: str, options: dict[str, str], hidden: list[str], also: dict[str, list[str]] | None = None) -> str:
+    """`plain(answer)` with every mention of an option as one private character; wordings in `hidden` hide options.
+
+    `also`: wordings of the options besides their texts; with it letters stand for nothing.
+    """
     keys = list(options)
     text = plain(answer, citations=not "".join(keys).isdigit())
     small = "".join(keys).lower()
-    if small.isalpha():
+    if small.isalpha() and also is None:
         cue = r"\A\W{0,12}|选\W{0,6}|(?:答案|answer|\bans|option|choice)\W{0,6}(?:是|为|选|is\b)?\W{0,6}"
         pattern = rf"({cue})([{re.escape(small)}])(?=[^\w\n]{{0,12}}$|['\")] (?!\w))"
         text = re.sub(pattern, lambda m: m[1] + m[2].upper(), text, flags=re.I | re.M)
@@ -151,7 +154,7 @@ def mark(answer: str, options: dict[str, str], hidden: list[str]) -> str:
         text = re.sub(dotted, lambda m: m[1] + m[2].upper(), text, flags=re.I)
     worded = {
         k: [w for w in texts if len(needle(w)[0]) > 1 or not needle(w)[0].isascii() or needle(w)[0].isdigit()]
-        for k, texts in wordings(options).items()
+        for k, texts in (wordings(options) if also is None else also).items()
     }
     spans = [(c.start, c.end, min(c.names)) for c in claims(_lower(text), {"": hidden, **worded})]
     taken = [(start, end) for start, end, _ in spans]
@@ -159,7 +162,7 @@ def mark(answer: str, options: dict[str, str], hidden: list[str]) -> str:
     for start, end, name in spans:
         if name and not re.match(r"[类族样]|性(?![质别])", text[end : end + 2]):
             tokens.append((start, end, chr((WEAK if weak(text[start:end]) else WORDING) + keys.index(name))))
-    for start, end, run in letters(text, options, taken):
+    for start, end, run in letters(text, options, taken) if also is None else ():
         tokens.append((start, end, "".join(chr(LETTER + keys.index(char)) for char in run)))
     parts, at = [], 0
     for start, end, token in sorted(tokens):

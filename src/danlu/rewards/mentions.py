@@ -33,9 +33,43 @@ class Claim:
     denied: bool = False
 
 
+_UNSEEN = re.compile(
+    "[\u00ad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
+    "\U000e0000-\U000e0fff]"
+)
+_COMBINING = re.compile("[\u0300-\u036f]")
+_ON_HAN = re.compile("(?<=[\u3400-\u9fff])[\u0300-\u036f]+")
+_STRUCK = re.compile("~~[^~\n]{1,200}~~|<(del|s|strike)>[^<\n]{1,200}</\\1>")
+_OVERLAID = re.compile(".[\u0335-\u0338]")
+_ALIKE = str.maketrans(
+    "АВЕКМНОРСТХУІЅЈԌԚԜаеорсухіѕјһԁԛԝӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧοᴀʙᴄᴅᴇꜰɢʜɪᎪᏴᏟᎠᎬꓮꓐꓚꓓꓰ",
+    "ABEKMHOPCTXYISJGQWaeopcyxisjhdqwlABEZHIKMNOPTYXoABCDEFGHIABCDEABCDE",
+)
+_ALIKE |= {first + i: 65 + i for first in (0x1F150, 0x1F170, 0x1F1E6) for i in range(26)}
+_ALIKE_ANY = re.compile(f"[{''.join(map(chr, _ALIKE))}]")
+
+
+def unseen_gone(text: str) -> str:
+    """The text without characters that nobody sees."""
+    return text if text.isascii() else _UNSEEN.sub("", text)
+
+
+def visible(text: str) -> str:
+    """The text as a reader sees it: NFKC, without invisible characters, look-alikes of Latin letters as these.
+
+    What is struck out is gone. An answer that is trained on could hide a "not" or a second claim in such characters.
+    """
+    text = unseen_gone(unicodedata.normalize("NFKC", text))
+    if _ALIKE_ANY.search(text):
+        text = text.translate(_ALIKE)
+    if _COMBINING.search(text):
+        text = _ON_HAN.sub("", _OVERLAID.sub("", text))
+    return _STRUCK.sub("", text)
+
+
 def canonical(text: str) -> str:
-    """NFKC, simplified Chinese, without case."""
-    return simplified(unicodedata.normalize("NFKC", text)).casefold()
+    """`visible`, simplified Chinese, without case."""
+    return simplified(visible(text)).casefold()
 
 
 def flatten(text: str) -> tuple[str, list[int]]:

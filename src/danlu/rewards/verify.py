@@ -1,17 +1,19 @@
 """Verification: an answer against its target, by rules, for rewards and evaluation alike.
 
-Only the answer part of a completion is read, never the reasoning. A choice question needs an option that is
+Only the answer part of a completion is read, never the reasoning, and as a reader sees it: invisible characters,
+look-alikes of Latin letters and struck-out text do not hide anything. A choice question needs an option that is
 *claimed*, by letter or by text ("答案是B", "故选急性心肌梗死", `\\boxed{B}`, "The answer is B", options judged one by
-one): see `choice`. An open question needs the gold or an alias in the answer, and no distractor beside it. What is
-denied ("不选A", "not X") does not count, what follows a correction ("不对，应为C") replaces what came before it, and
-the longest candidate wins where one holds another (肺炎 inside 支原体肺炎). Whenever two readings remain the outcome is
-`ambiguous`, never a guess; an answer that only names or lists options is `none`. Simplified and Traditional are one.
+one): see `choice`. An open question needs the gold or an alias claimed in the answer, nothing else beside it, and no
+side or quantity that contradicts the gold's: see `open_answers`. What is denied ("不选A", "not X") does not count,
+what follows a correction ("不对，应为C") replaces what came before it, and the longest candidate wins where one holds
+another (肺炎 inside 支原体肺炎). Whenever two readings remain the outcome is `ambiguous`, never a guess; an answer that
+only names or lists options is `none`. Simplified and Traditional are one.
 
 Departures from the usual "first capital letter": a letter inside a term (维生素D, A型血) or the English article "A"
 is no choice; a letter whose own words name another option is ambiguous; where the question asks for the false
 statement, the one statement judged false is the answer.
-Not covered: paraphrases that no alias lists, converted units and numeric tolerance, hedged diagnoses, other languages;
-those need aliases or a judge.
+Not covered: paraphrases that no alias lists, numeric tolerance, hedged diagnoses, other languages; those need aliases
+or a judge.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ import unicodedata
 from danlu.errors import DanluError
 from danlu.records import Completion, Sample, Score
 from danlu.rewards.choice import read
-from danlu.rewards.mentions import Claim, canonical, claims, flatten, needle
-from danlu.rewards.phrases import CORRECTION
+from danlu.rewards.mentions import canonical, claims, flatten
+from danlu.rewards.open_answers import read_open
 
 __all__ = ["VERSION", "claims", "extract", "flatten", "unanswered", "verify"]
-VERSION = 2  # raised whenever a verdict can change; reports carry it so that only equal rules are compared
+VERSION = 3  # raised whenever a verdict can change; reports carry it so that only equal rules are compared
 
 
 def unanswered(completion: Completion) -> Score | None:
@@ -72,41 +74,7 @@ def extract(sample: Sample, completion: Completion) -> tuple[str | None, str]:
         return None, "no answer part"
     if _gold_letters(sample) is not None:
         return _choice(sample, text, completion.finish == "length")
-    return _open(sample, text)
-
-
-# ---- open answers
-
-
-def _after_correction(text: str, found: list[Claim]) -> list[Claim]:
-    """Claims after the last correction that is followed by any; all of them if there is none."""
-    last = max((claim.start for claim in found if not claim.denied), default=-1)
-    cues = [cue.start() for cue in CORRECTION.finditer(text) if cue.start() <= last]
-    return [claim for claim in found if claim.start >= cues[-1]] if cues else found
-
-
-def _open(sample: Sample, answer: str) -> tuple[str | None, str]:
-    text = canonical(answer)
-    right = [sample.target or "", *sample.aliases]
-    flat_right = {needle(wording)[0] for wording in right}
-    wrong = [d for d in sample.distractors if needle(d)[0] not in flat_right]
-    if not needle(sample.target or "")[0]:  # a gold of punctuation alone ("+"): nothing else may stand
-        same = text.strip() == canonical(sample.target or "").strip()
-        return (answer, "gold") if same else (answer[:40], "not found")
-    found = claims(text, {"gold": right, **{f"distractor {i}": [d] for i, d in enumerate(wrong)}})
-    kept = [claim for claim in _after_correction(text, found) if not claim.denied]
-    names = {name for claim in kept for name in claim.names}
-    if "gold" in names:
-        if len(names) > 1:
-            return None, "ambiguous: a distractor is claimed as well"
-        return sample.target, "gold"
-    if len(names) > 1:
-        return None, "several distractors"
-    if names:
-        return wrong[int(names.pop().removeprefix("distractor "))], "distractor"
-    if any("gold" in claim.names for claim in found):
-        return None, "gold is denied"
-    return (answer if len(answer) <= 40 else None), "not found"
+    return read_open(sample, text, completion.finish == "length")
 
 
 # ---- choice questions
