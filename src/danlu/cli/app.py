@@ -326,8 +326,11 @@ def score(
 
 @app.command(epilog="Example: danlu compare demo-eval-base demo-eval --html verdict.html")
 def compare(
-    base: Annotated[str, typer.Argument(metavar="A", help="Before: an eval run, a score file, or a model.")],
+    base: Annotated[
+        str, typer.Argument(metavar="A", help="Before: an eval run, a score file, a model; or SFT runs, A1,A2,A3.")
+    ],
     tuned: Annotated[str, typer.Argument(metavar="B", help="After.")],
+    more: Annotated[list[str] | None, typer.Argument(metavar="[C]...", help="Further SFT runs.")] = None,
     suite: Suite = None,
     partial: Annotated[bool, typer.Option("--partial", help="Compare only the questions that both answered.")] = False,
     gate: Annotated[bool, typer.Option("--gate", help="Exit 1 if what should have stayed got worse.")] = False,
@@ -337,13 +340,19 @@ def compare(
     verbose: Verbose = False,  # noqa: ARG001
     display: DisplayMode = Display.auto,  # noqa: ARG001
 ) -> None:
-    """The verdict of B against A on the same questions.
+    """The verdict of B against A on the same questions, or their training curves.
 
-    Better, worse, mixed, or cannot tell, with paired statistics for each benchmark.
+    Better, worse, mixed, or cannot tell, with paired statistics for each benchmark. For SFT runs (a run, several seeds
+    as A1,A2,A3, or the name of a recipe: all its runs) losses, convergence and gradient norms, and which differences
+    are real; with --suite their answers.
     """
+    from danlu.cli.curves import show_training, training_arms
     from danlu.cli.evaluation import show_compare
 
-    raise typer.Exit(show_compare(base, tuned, suite, partial, gate, html, markdown, json))
+    arms = training_arms([base, tuned, *(more or [])], [suite, partial, gate, html, markdown])
+    if arms is None:
+        raise typer.Exit(show_compare(base, tuned, suite, partial, gate, html, markdown, json))
+    show_training(arms, json)
 
 
 @app.command(epilog="Example: danlu merge demo-sft --out merged")
