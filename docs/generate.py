@@ -73,11 +73,29 @@ ZH = {
     "held-out questions whose accuracy is watched; empty: none": "训练途中盯正确率的留出题；留空则不看",
     "deliver the adapter with the best held-out accuracy": "交付留出题正确率最高时的适配器",
     "prompts (groups) of a step": "每步的题数（组数）",
-    "completions of a prompt": "每题采样的回答数",
+    "completions of a prompt, at least 2": "每题采样的回答数，至少 2",
+    "rounds in which groups of equal rewards give way to groups of further prompts (DAPO)": (
+        "组内奖励全相同的组，换成后面题目的组，最多换几轮（DAPO 动态采样）"
+    ),
+    (
+        "mean over completions of their means | sum over the longest possible | mean over all tokens |"
+        " as grpo, with ratios of whole completions"
+    ): "依次为：先按回答平均、再跨回答平均；总和除以最大可能长度；所有 token 平均；同 grpo，但比率按整个回答算",
+    "how far a ratio may fall below 1; of the loss's paper": "比率最多低于 1 多少；不写则用该损失论文里的值",
+    "how far a ratio may rise above 1; of the loss's paper": "比率最多高于 1 多少；不写则用该损失论文里的值",
+    "weigh tokens by how much likelier training finds them than decoding did, each or as a whole": (
+        "按训练与解码对同一 token 的概率之比加权：逐 token 或整个回答"
+    ),
+    "largest such weight": "该权重的上限",
+    "completions that the token limit cut carry no loss": "被 token 上限截断的回答不计损失",
     "updates on the same rollouts": "同一批采样更新几次",
     "weight of the k3 KL to the adapter-off reference": "对“关掉适配器的模型”的 k3 KL 权重",
-    "divide advantages by the group's standard deviation": "优势值是否除以组内标准差",
-    "completions of a forward/backward": "一次前向/反向的回答数",
+    "divide advantages by the group's standard deviation; auto: all losses but dr_grpo": (
+        "优势值是否除以组内标准差；auto：除 dr_grpo 外都除"
+    ),
+    "a forward holds at most so many times (max_prompt + max_completion) tokens": (
+        "一次前向最多容纳这么多倍的（max_prompt + max_completion）个 token"
+    ),
     "completions decoded together at most": "最多同时解码的回答数",
     "think_format: a completion out of format earns nothing by what it says; penalties stay": (
         "think_format：格式不对的回答，内容再好也不得分；扣分照扣"

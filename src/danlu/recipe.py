@@ -325,19 +325,36 @@ class Grpo(Training):
     valid: Sources = Field([], description="held-out questions whose accuracy is watched; empty: none")
     keep_best: bool = Field(True, description="deliver the adapter with the best held-out accuracy")
     prompts: int = Field(8, ge=1, description="prompts (groups) of a step")
-    group: int = Field(8, ge=2, description="completions of a prompt")
+    group: int = Field(8, ge=1, description="completions of a prompt, at least 2")
     steps: int = Field(100, ge=1)
     max_prompt: int = Field(512, ge=1)
     max_completion: int = Field(512, ge=1)
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    resample: int = Field(
+        0, ge=0, description="rounds in which groups of equal rewards give way to groups of further prompts (DAPO)"
+    )
     iterations: int = Field(1, ge=1, description="updates on the same rollouts")
-    clip_low: float = Field(0.2, gt=0)
-    clip_high: float = Field(0.2, gt=0)
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo"] = Field(
+        "dapo",
+        description="mean over completions of their means | sum over the longest possible | mean over all tokens |"
+        " as grpo, with ratios of whole completions",
+    )
+    clip_low: float | None = Field(None, gt=0, description="how far a ratio may fall below 1; of the loss's paper")
+    clip_high: float | None = Field(None, gt=0, description="how far a ratio may rise above 1; of the loss's paper")
     kl: float = Field(0.0, ge=0, description="weight of the k3 KL to the adapter-off reference")
-    scale_rewards: bool = Field(True, description="divide advantages by the group's standard deviation")
-    mask_truncated: bool = True
-    micro_batch: int = Field(32, ge=1, description="completions of a forward/backward")
+    scale_rewards: bool | Literal["auto"] = Field(
+        "auto", description="divide advantages by the group's standard deviation; auto: all losses but dr_grpo"
+    )
+    importance: Literal["off", "token", "sequence"] = Field(
+        "token",
+        description="weigh tokens by how much likelier training finds them than decoding did, each or as a whole",
+    )
+    importance_cap: float = Field(2.0, gt=0, description="largest such weight")
+    mask_truncated: bool = Field(True, description="completions that the token limit cut carry no loss")
+    micro_batch: int = Field(
+        32, ge=1, description="a forward holds at most so many times (max_prompt + max_completion) tokens"
+    )
     rollout_batch: int = Field(256, ge=1, description="completions decoded together at most")
     rewards: list[AnyReward] = [
         RewardSpec(name="answer"),
@@ -347,6 +364,12 @@ class Grpo(Training):
         "none", description="think_format: a completion out of format earns nothing by what it says; penalties stay"
     )
     filter: Filter | None = None
+
+    @model_validator(mode="after")
+    def _comparing(self) -> Grpo:
+        if self.group < 2:
+            raise ValueError("group is at least 2: a completion is compared with others of its prompt")
+        return self
 
 
 class Benchmark(Section):

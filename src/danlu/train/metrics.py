@@ -18,7 +18,8 @@ from danlu.train import memory
 MEASURED = frozenset(
     {
         *("forward_seconds", "backward_seconds", "optimizer_seconds", "rollout_seconds", "update_seconds"),
-        *("tokens_per_second", "memory_bytes", "peak_memory_bytes"),
+        *("reward_seconds", "rollout_tokens_per_second", "update_tokens_per_second", "tokens_per_second"),
+        *("memory_bytes", "peak_memory_bytes"),
     }
 )
 
