@@ -9,9 +9,10 @@ import pytest
 
 from danlu.errors import DanluError
 from danlu.records import Completion, Sample
-from danlu.rewards.verify import extract, verify
+from danlu.rewards.verify import extract, graded, verify
 from danlu.think import ThinkFormat
 
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 THINK = ThinkFormat("think", open="<think>", close="</think>", opened_by="model")
 OPTIONS = {"A": "心绞痛", "B": "急性心肌梗死", "C": "主动脉夹层", "D": "肺栓塞", "E": "气胸"}
 VITAMINS = {"A": "维生素C", "B": "维生素D", "C": "维生素E", "D": "维生素K"}
@@ -321,10 +322,56 @@ def test_any_text_gets_a_verdict_quickly(text: str) -> None:
     assert time.perf_counter() - started < 10.0  # a runaway pattern takes minutes
 
 
+# ---- the question's own words
+
+
+ORGANS = {"A": "筋", "B": "脉", "C": "肉", "D": "皮", "E": "骨"}
+RESTATED = [
+    ("肝在体为（  ）。", "根据中医理论，肝在体为筋，因为肝主疏泄，筋骨得以营养。", "A"),
+    ("肝在体为( )", "肝在体为皮。心在体为脉。", "D"),
+    ("（  ）为奇恒之腑。", "奇恒之腑有六，其中骨为奇恒之腑。", "E"),
+    ("肝在体为（  ）。", "肝主疏泄，与筋、脉、皮都有关系。", None),
+    ("肝在体为（  ）。", "肝在体不为筋。", None),
+    ("肝在体为何？", "肝与筋有关，也与脉有关。", None),
+]
+
+
+@pytest.mark.parametrize(("question", "answer", "letter"), RESTATED)
+def test_an_option_in_the_words_of_the_question(question: str, answer: str, letter: str | None) -> None:
+    sample = Sample("q", ({"role": "user", "content": question},), target="A", options=ORGANS)
+    assert extract(sample, said(answer))[0] == letter
+
+
+def test_grades_follow_what_is_said() -> None:
+    answers = [
+        "答案是B",
+        "结合症状，因此是急性心肌梗死。",
+        "需要进一步检查。",
+        "答案是A或B",
+        "所以考虑为肺栓塞。",
+        "答案是C",
+    ]
+    grades = [graded(verify(B, said(answer))) for answer in answers]
+    assert grades == [1.0, 0.9, 0.4, 0.2, 0.1, 0.0]
+    assert graded(verify(LUNG, said("肺炎"))) == 1.0
+
+
+@pytest.mark.skipif(not (SHARED / "verifier").exists(), reason="real data is not here")
+@pytest.mark.slow
+def test_labels_of_people_agree() -> None:
+    from bench.verifier import PLACE, measure
+
+    rows = [json.loads(line) for line in PLACE.read_text("utf-8").splitlines()]
+    found = measure(rows, misses=False)
+    assert found["ours"]["accuracy"] >= 0.95
+    assert found["ours"]["auc"] >= 0.97
+    assert found["without_gold"] <= 3
+    assert found["theirs"]["accuracy"] < 0.7  # the labels do not come for free
+
+
 # ---- cases in files, and real answers
 
 HERE = Path(__file__).parent / "extraction"
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def cases(name: str) -> list[dict]:

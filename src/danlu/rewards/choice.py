@@ -4,8 +4,8 @@
 with the words before and after it, and the strongest kind of statement that occurs decides:
 boxed or keyed (\\boxed{B}, {"answer": "B"}) > the whole answer > said (答案是B, the answer is B) > a line of its own >
 judged option by option (A错误…B正确…; the false one where the question asks for it) > the opening ("B。因为…") > the
-last conclusion (因此…) > stated as the finding (诊断为…, the most likely diagnosis is …) > the only bold option > in a
-short answer, the only option named.
+last conclusion (因此…) > stated as the finding (诊断为…, the most likely diagnosis is …) > the question's own words
+with an option in its blank (肝在体为筋) > the only bold option > in a short answer, the only option named.
 Within a kind what follows a correction replaces what came before, what is denied, asked, reported of others or
 conditional does not count, and two different choices are ambiguous. An answer that claims nothing has no choice, also
 where it names or lists options.
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from danlu.rewards import phrases
-from danlu.rewards.marks import ALL, TOKEN, mark
+from danlu.rewards.marks import ALL, TOKEN, mark, plain
 from danlu.rewards.mentions import BOLD
 from danlu.rewards.statements import Mention, mention_in
 
@@ -51,7 +51,7 @@ def read(
     every = frozenset(key for key, value in options.items() if ALL.match(value.strip().rstrip("。.")))
     mentions = [mention_in(text, match, "".join(options), every) for match in groups]
     cues = [cue.start() for cue in phrases.CORRECTION.finditer(text)]
-    reading = _Reading(text, mentions, options, several, _asks_for_the_false(question), every, cues)
+    reading = _Reading(text, mentions, options, several, _asks_for_the_false(question), every, cues, _frame(question))
     doubt: tuple[str | None, str] | None = None
     for step in _STEPS:
         verdict = step(reading)
@@ -72,6 +72,24 @@ def _asks_for_the_false(question: str) -> bool:
     )
 
 
+_BLANK = re.compile(r"[(（]\s{0,8}[)）]|_{2,}")
+
+
+def _frame(question: str) -> tuple[str, str]:
+    """(words before, words after) the place of the option in a question that is a statement to complete, as letters."""
+    stem = phrases.OPTIONS_BEGIN.split(plain(question[:2000], citations=False), maxsplit=1)[0].strip()
+    blank = _BLANK.search(stem)
+    before, after = (stem[: blank.start()], stem[blank.end() :]) if blank else (stem.rstrip(":：。. "), "")
+    if before.rstrip().endswith("?") or "?" in after:
+        return "", ""
+    clause, rest = (_letters_of(re.split("[,。;]", part)[place]) for part, place in ((before, -1), (after, 0)))
+    return clause[-10:], rest[:6]
+
+
+def _letters_of(text: str) -> str:
+    return "".join(filter(str.isalnum, text)).casefold()
+
+
 @dataclass(frozen=True, slots=True)
 class _Reading:
     text: str
@@ -81,6 +99,7 @@ class _Reading:
     negative: bool
     every: frozenset[str]  # options that say "all of the above"
     cues: list[int]  # where something is corrected
+    frame: tuple[str, str] = ("", "")  # the question's words around the place of the option
 
 
 # ---- kinds of statement, strongest first; each gives a verdict or None
@@ -303,6 +322,19 @@ def _concluded(reading: _Reading) -> tuple[str | None, str] | None:
     return choice
 
 
+def _restated(reading: _Reading) -> tuple[str | None, str] | None:
+    """An option where the question has its blank, its words around it."""
+    before, after = reading.frame
+    if len(before) + len(after) < 2:
+        return None
+    found = []
+    for m in reading.mentions:
+        ahead = _letters_of(reading.text[max(0, m.start - 40) : m.start])
+        if ahead.endswith(before) and _letters_of(reading.text[m.end : m.end + 20]).startswith(after):
+            found.append(m)
+    return _decide(reading, found, "restated")
+
+
 def _fittest(reading: _Reading) -> tuple[str | None, str] | None:
     found = [m for m in reading.mentions if phrases.FITTEST.match(reading.text, m.end)]
     return _decide(reading, found, "stated") if not reading.negative else None
@@ -344,8 +376,9 @@ _STEPS: tuple[_Step, ...] = (
     _opening,
     _concluded,
     _stated,
+    _restated,
     _fittest,
     _marked,
     _named,
 )
-_LOOSE = (_stated, _concluded, _fittest, _marked)  # where two readings remain a looser kind may still decide
+_LOOSE = (_stated, _restated, _concluded, _fittest, _marked)  # where two readings remain a looser kind may still decide

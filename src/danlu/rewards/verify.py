@@ -27,7 +27,7 @@ from danlu.rewards.choice import read
 from danlu.rewards.mentions import canonical, claims, flatten
 from danlu.rewards.open_answers import read_open
 
-__all__ = ["VERSION", "claims", "extract", "flatten", "unanswered", "verify"]
+__all__ = ["VERSION", "claims", "extract", "flatten", "graded", "unanswered", "verify"]
 VERSION = 3  # raised whenever a verdict can change; reports carry it so that only equal rules are compared
 
 
@@ -75,6 +75,23 @@ def extract(sample: Sample, completion: Completion) -> tuple[str | None, str]:
     if _gold_letters(sample) is not None:
         return _choice(sample, text, completion.finish == "length")
     return read_open(sample, text, completion.finish == "length")
+
+
+_EXPLICIT = ("keyed", "alone", "said", "line", "judged", "gold")  # said in so many words, see choice
+
+
+def graded(score: Score) -> float:
+    """0..1: how sure the verdict is that an answer is right, for rankings (AUC) and thresholds.
+
+    1.0 and 0.0 where an answer is right or wrong by an explicit claim, 0.9 and 0.1 by a conclusion drawn from its
+    words; 0.4 where it claims nothing (it may mean the right one), 0.2 where it claims several (it is not one).
+    """
+    explicit = score.how in _EXPLICIT
+    if score.outcome == "right":
+        return 1.0 if explicit else 0.9
+    if score.outcome == "wrong":
+        return 0.0 if explicit else 0.1
+    return 0.2 if score.outcome == "ambiguous" else 0.4
 
 
 # ---- choice questions
