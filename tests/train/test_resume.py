@@ -5,6 +5,7 @@ Real processes where a signal has to end one; the other half runs in this proces
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from danlu.run import Run
 from danlu.train import sft as stage
 from danlu.train.metrics import MEASURED
 from tiny_models import build, trained
+from warm import Warm
 
 DANLU = [sys.executable, "-c", "import sys; from danlu.cli import main; sys.exit(main())"]
 
@@ -42,13 +44,16 @@ def _handlers() -> Iterator[None]:
 
 @pytest.fixture
 def files(tmp_path: Path, runs: Path) -> dict[str, Path]:
-    """A recipe file for each stage; with dropout, validation and a best state, which a checkpoint has to hold too."""
+    """A recipe file for each stage; with dropout, masks, accumulation, validation and a best state."""
     assert runs.parent == tmp_path
     base, steps = tmp_path / "base", 40
     build(base, "qwen3")
     rows, questions = write_rows(tmp_path / "rows.jsonl"), write_questions(tmp_path / "questions.jsonl")
     shared = {"save_every": 2, "steps": steps, "lora": {"r": 4, "alpha": 8, "dropout": 0.1}}
-    sft = recipe(base, rows, data={"valid_fraction": 0.25}, sft={**shared, "eval_every": 3, "batch_size": 2})
+    masking = {"probability": 0.5, "terms": [1, 2]}
+    section = {"valid_fraction": 0.25, "masking": masking}
+    more: dict[str, Any] = {"eval_every": 3, "batch_size": 2, "accumulation": 2, "micro_batch": 1, "patience": 30}
+    sft = recipe(base, rows, domain="small_domain", data=section, sft=shared | more)
     more = {"temperature": 1.6, "valid": str(questions), "eval_every": 3, "steps": 12, "kl": 0.01}
     grpo = recipe(trained(), questions, grpo=shared | more)
     for name, made in (("sft", sft), ("grpo", grpo)):
@@ -132,29 +137,69 @@ def test_a_terminated_process_goes_on_in_another(files: dict[str, Path], runs: P
     assert_same(runs, "whole", "parts")
 
 
+@pytest.fixture
+def warm(tmp_path: Path, runs: Path) -> Iterator[Warm]:
+    made = Warm(tmp_path / "errors.txt", DANLU_RUNS=str(runs))
+    yield made
+    made.close()
+
+
+EIGHT_BIT = ["--set", "sft.optimizer.name=adamw_8bit", "--set", "sft.lora.r=40"]  # large enough to be kept in 8 bits
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_a_killed_process_goes_on_in_another(files: dict[str, Path], runs: Path, stage: str) -> None:
-    """kill -9 at any moment: between steps, while a row is appended, while a checkpoint is written."""
+@pytest.mark.parametrize(
+    ("stage", "kills", "more"), [("sft", 20, []), ("sft", 8, EIGHT_BIT), ("grpo", 10, [])], ids=["sft", "8-bit", "grpo"]
+)
+def test_killed_at_random_moments(
+    files: dict[str, Path], runs: Path, warm: Warm, stage: str, kills: int, more: list[str]
+) -> None:
+    """kill -9 while it loads, in a step, while a line is appended, in an evaluation, while a checkpoint is written."""
     rng = random.Random(7)
-    assert danlu(stage, files, "whole") == 0
-    more: list[str] = []
-    for _ in range(4):
-        process = started(stage, files, "parts", *more)
-        at = steps_of(runs / "parts") + rng.randint(1, 3)
-        while process.poll() is None and steps_of(runs / "parts") < at:
-            time.sleep(0.001)
-        time.sleep(rng.random() * 0.05)
-        process.kill()
-        process.communicate(timeout=120)
-        if process.returncode == 0:
+    command = [stage, str(files[stage]), "--display", "none", *more]
+    began = time.monotonic()
+    warm.start([*command, "--name", "whole"])
+    assert warm.wait() == 0
+    takes = time.monotonic() - began
+    done, finished, reached = 0, 0, set()
+    while done < kills:
+        run = runs / f"parts-{finished}"
+        code = 1
+        while code != 0:
+            resume = ["--resume"] if run.exists() else []
+            pid = warm.start([*command, "--name", run.name, *resume])
+            time.sleep(rng.uniform(0, takes))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            code = warm.wait()
+            assert code in (0, -signal.SIGKILL), (run.parent.parent / "errors.txt").read_text()
+            if code:
+                done += 1
+                reached.add(steps_of(run))
+        finished += 1
+        assert_same(runs, "whole", run.name)
+    assert len(reached) > kills // 3, reached  # in many different places
+
+
+@pytest.mark.slow
+def test_killed_inside_the_write_of_a_checkpoint(files: dict[str, Path], runs: Path, warm: Warm) -> None:
+    """At file operations of the checkpoint folder, every third one of two checkpoints, each in a process of its own."""
+    command = ["sft", str(files["sft"]), "--display", "none", "--set", "sft.steps=8"]
+    warm.start([*command, "--name", "whole"])
+    assert warm.wait() == 0
+    killed = 0
+    for event in range(2, 200, 3):
+        name = f"parts-{event}"
+        warm.start([*command, "--name", name], event, f"{name}/checkpoints")
+        code = warm.wait()
+        if code == 0:
             break
-        assert process.returncode == -signal.SIGKILL
-        assert Run.open(runs / "parts").state() == "died"
-        more = ["--resume"]
-    else:
-        assert danlu(stage, files, "parts", "--resume") == 0
-    assert_same(runs, "whole", "parts")
+        assert code == -signal.SIGKILL
+        killed += 1
+        warm.start([*command, "--name", name, "--resume"])
+        assert warm.wait() == 0, (runs.parent / "errors.txt").read_text()
+        assert_same(runs, "whole", name)
+    assert killed > 20
 
 
 def test_a_torn_checkpoint_costs_two_steps_and_nothing_else(

@@ -3,8 +3,8 @@
 The loss of a step is the sum over its supervised tokens divided by their number, over all micro-batches: batch size
 and accumulation do not change it. Departure from TRL's default, which averages the means of micro-batches.
 The rows of a step are packed, without padding, into forwards of at most `micro_batch` x `data.max_length` tokens; how
-they are packed changes the loss by rounding only. Rows are made in this process when their step comes, as functions of
-(seed, epoch, row): there are no data workers whose number could change a result.
+they are packed changes the loss by rounding only. Rows are functions of (seed, epoch, row), made in this process,
+masked ones by a thread while the step before computes: there are no data workers whose number could change a result.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from danlu.recipe import Recipe
 from danlu.records import Sample
 from danlu.run import Run
 from danlu.train import memory, trackers
+from danlu.train.ahead import Ahead
 from danlu.train.deliver import deliver
 from danlu.train.loop import Loop
 from danlu.train.metrics import Clock
@@ -131,7 +132,9 @@ def _train(
     settings = recipe.sft
     best_on = {"eval_loss": "eval_loss", "accuracy": "eval_accuracy"}[settings.best_on]
     evaluate = partial(_evaluate, loop, recipe, valid, watched) if valid or watched else None
-    loop.go("sft", partial(_step, loop, recipe, rows, total_rows), evaluate, best_on, settings.keep_best)
+    # rows of the token set are at hand; masked ones are tokenised, which takes some milliseconds each
+    drawn = Ahead(partial(_drawn, recipe, rows, total_rows), loop.steps if recipe.data.masking else 0)
+    loop.go("sft", partial(_step, loop, recipe, drawn), evaluate, best_on, settings.keep_best)
     if settings.keep_best:
         loop.use_best()
     deliver(loop, recipe)
@@ -156,19 +159,26 @@ def _capacity(recipe: Recipe, halvings: int) -> int:
     return micro * recipe.data.max_length >> halvings
 
 
-def _step(loop: Loop, recipe: Recipe, rows: TrainingRows, total_rows: int | None) -> dict[str, Any]:
-    """One update on the rows of this step, logged; what is shown of it."""
-    clock, settings = Clock(), recipe.sft
-    effective = settings.batch_size * settings.accumulation
-    first = loop.step * effective
+def _drawn(recipe: Recipe, rows: TrainingRows, total_rows: int | None, step: int) -> tuple[list[Rendered], float]:
+    """(the rows of a step, how many epochs are done after it)."""
+    effective = recipe.sft.batch_size * recipe.sft.accumulation
+    first = step * effective
     last = min(first + effective, total_rows) if total_rows else first + effective
-    drawn = [rows.rendered(epoch, index) for epoch, index in row_order(rows.count, recipe.seed, first, last)]
-    batch = [_row(row) for row in drawn]
+    found = [rows.rendered(epoch, index) for epoch, index in row_order(rows.count, recipe.seed, first, last)]
+    return found, last / rows.count
+
+
+def _step(loop: Loop, recipe: Recipe, drawn: Ahead[tuple[list[Rendered], float]]) -> dict[str, Any]:
+    """One update on the rows of this step, logged; what is shown of it."""
+    clock = Clock()
+    rows, epochs = drawn.of(loop.step)
+    batch = [_row(row) for row in rows]
     supervised = sum(int((labels != IGNORE).sum()) for _, labels in batch)
-    loss, norm = loop.update(partial(_losses, loop, recipe, batch, supervised), [row.id for row in drawn])
+    with drawn.next(loop.step + 1):
+        loss, norm = loop.update(partial(_losses, loop, recipe, batch, supervised), [row.id for row in rows])
     loop.tokens += supervised
     rate = loop.optimizer.param_groups[0]["lr"]
-    row = {"step": loop.step, "epoch": round(last / rows.count, 4), "loss": loss, "lr": rate, "grad_norm": norm}
+    row = {"step": loop.step, "epoch": round(epochs, 4), "loss": loss, "lr": rate, "grad_norm": norm}
     row |= {"tokens": loop.tokens, "supervised_tokens": supervised}
     speed = sum(len(tokens) for tokens, _ in batch) / clock.lap()
     loop.log({**row, "tokens_per_second": round(speed, 1), **loop.measures()})

@@ -1,0 +1,85 @@
+"""A process that has imported what training needs and forks a child for every command: many runs, one start.
+
+warm = Warm(); pid = warm.start(["sft", "x.yaml"]); os.kill(pid, 9); warm.wait()
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+
+class Warm:
+    """`errors`: the file that the children's stderr is appended to."""
+
+    def __init__(self, errors: Path, **environment: str) -> None:
+        one = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # threads would not survive the fork
+        paths = os.pathsep.join([str(TESTS), str(TESTS / "train"), os.environ.get("PYTHONPATH", "")])
+        with errors.open("w") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                env=os.environ | one | {"PYTHONPATH": paths} | environment,
+            )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n", errors.read_text()
+
+    def start(self, args: list[str], event: int = 0, path: str = "") -> int:
+        """Begin a danlu command; its pid. With `event` it is killed at that file operation (see killed.kill_at)."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([args, event, path]) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def wait(self) -> int:
+        """Exit code of the command, or the negative number of the signal that ended it."""
+        assert self._process.stdout is not None
+        return os.waitstatus_to_exitcode(int(self._process.stdout.readline()))
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+def serve() -> None:
+    import bitsandbytes  # noqa: F401
+    import peft.tuners.lora  # noqa: F401
+    from transformers.models.qwen3 import modeling_qwen3  # noqa: F401
+
+    import danlu.train.grpo
+    import danlu.train.sft  # noqa: F401
+    from danlu.cli import main
+    from killed import kill_at
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        args, event, path = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, 0)
+            os.dup2(null, 1)  # the artifact's path
+            code = 99
+            try:
+                if event:
+                    kill_at(event, path)
+                code = main(args)
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        print(pid, flush=True)
+        print(os.waitpid(pid, 0)[1], flush=True)
+
+
+if __name__ == "__main__":
+    serve()
