@@ -25,6 +25,7 @@ import numpy as np
 
 from danlu.errors import DanluError
 from danlu.evaluate.stats import Clusters, Numbers, by_question, labels_of, share_interval
+from danlu.rewards.difficulty import pass_at_k
 
 BINS = 10
 RESAMPLES = 2_000
@@ -33,16 +34,6 @@ Bins = Literal["width", "mass"]
 Ties = Literal["first", "random"]
 
 # ---- samples
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased chance that one of `k` samples is right, `c` of `n` being right (Chen et al. 2021, arXiv:2107.03374).
-
-    1 - C(n - c, k) / C(n, k). ValueError unless 1 <= k <= n and 0 <= c <= n.
-    """
-    if not (1 <= k <= n and 0 <= c <= n):
-        raise ValueError(f"pass@{k} of {n} samples with {c} right")
-    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def majority(extracted: Sequence[str | None], right: Sequence[bool], ties: Ties = "first") -> float:
