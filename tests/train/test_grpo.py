@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 from pathlib import Path
@@ -438,3 +439,20 @@ def test_a_signal_while_rollouts_are_drawn_ends_at_once(
     assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["step_000002"]
     assert Run.open(tmp_path / "parts").info()["status"] == "stopped"
     assert plain(ran(made, tmp_path / "parts", resume=True)) == plain(ran(made, tmp_path / "whole"))
+
+
+def test_prompts_are_filtered_once_by_what_the_start_can_do(base: Path, data: Path, tmp_path: Path) -> None:
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"question": "Name a fruit.", "target": "Stone", "id": "hard"}\n')
+    wanted = {"samples": 4, "low": 0.2, "high": 1.0}
+    made = recipe(base, data, grpo={"filter": wanted, "steps": 1, "temperature": 1.2, "max_completion": 32})
+    run = ran(made, tmp_path / "run")
+    rows = [json.loads(line) for line in (run.path / "filter.jsonl").read_text("utf-8").splitlines()]
+    assert len(rows) == 9
+    assert next(row["right"] for row in rows if row["id"] == "hard") == 0
+    kept = sum(row["right"] / 4 >= 0.2 for row in rows)
+    assert run.info()["results"]["filtered"] == {"in": 9, "kept": kept}
+    assert 0 < kept < 9
+    none = recipe(base, data, grpo={"filter": {**wanted, "low": 0.99, "high": 0.995}, "steps": 1})
+    with pytest.raises(DanluError, match="keeps none of 9 prompts"):
+        ran(none, tmp_path / "none")

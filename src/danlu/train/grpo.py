@@ -37,6 +37,7 @@ from danlu.models.load import Loaded, load, reference
 from danlu.recipe import Grpo, Recipe
 from danlu.records import Sample
 from danlu.rewards import Rewards
+from danlu.rewards.difficulty import passable
 from danlu.run import Run
 from danlu.train import memory, trackers
 from danlu.train.deliver import deliver
@@ -62,8 +63,9 @@ def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
         raise DanluError("grpo.patience needs held-out questions", "give grpo.valid")
     loaded, questions, held_out = prepare(recipe, run, start)
     loop = Loop(run, settings, loaded, settings.steps, largest_is_best=True)
-    loop.resume()
     generator = LocalGenerator(loaded, name=run.name, batch=settings.rollout_batch)
+    questions = passable_ones(recipe, run, generator, questions)  # before the weights of a checkpoint are there
+    loop.resume()
 
     def evaluate() -> dict[str, float]:
         return {"eval_accuracy": accuracy(generator, held_out, settings.max_completion, loop.breathe)}
@@ -122,6 +124,18 @@ def short_enough(loaded: Loaded, samples: list[Sample], limit: int) -> list[Ques
     texts = [prompt_text(loaded.tokenizer, loaded.think, sample.messages) for sample in samples]
     found = encode(loaded.tokenizer, texts)
     return [(sample, ids.tolist()) for sample, ids in zip(samples, found, strict=True) if len(ids) <= limit]
+
+
+def passable_ones(recipe: Recipe, run: Run, generator: LocalGenerator, questions: list[Question]) -> list[Question]:
+    """The questions that grpo.filter keeps, in order; the counts stay in the run, so that a resume asks nothing."""
+    if recipe.grpo.filter is None:
+        return questions
+    generator.loaded.model.eval()
+    samples = [sample for sample, _ in questions]
+    kept = passable(generator, samples, recipe.grpo, seed=recipe.seed, cache=run.path / "filter.jsonl")
+    names = {sample.id for sample in kept}
+    run.record(filtered={"in": len(questions), "kept": len(kept)})
+    return [question for question in questions if question[0].id in names]
 
 
 def without_dropout(model: nn.Module) -> bool:
