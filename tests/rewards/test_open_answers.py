@@ -77,6 +77,11 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("肺炎", PNEUMONIA, "肺炎（pneumonia）", "right"),
     ("肺炎", {}, "诊断：肺炎。\n建议住院。\n抗感染。\n复查。", "right"),
     ("发热、咳嗽、头痛、乏力", {}, "发热、咳嗽、头痛、乏力", "right"),
+    ("肺炎", {}, "可能是肺炎，也可能是肺结核。", "ambiguous"),
+    ("肺炎", {}, "也有可能是肺炎。", "right"),
+    ("pneumonia", {}, "It may be pneumonia, or it may be asthma.", "ambiguous"),
+    ("pneumonia", {}, "Pneumonia; it could also be asthma.", "ambiguous"),
+    ("pneumonia", {}, "Pneumonia, which may be severe.", "right"),
     # distractors that are discussed, and distractors that are claimed
     ("肺炎", TB, "最可能的诊断是肺炎。肺结核多有盗汗，与本例不符。", "right"),
     ("肺炎", TB, "答案是肺炎。肺结核起病缓慢。", "right"),

@@ -143,6 +143,8 @@ CHOICES = [
     (choice("A", ENGLISH), "The answer is A Viral pneumonia", "right"),
     (choice("A", ENGLISH), "The answer is A because of the fever.", "right"),
     (EN, "The answer is a pulmonary embolism.", "right"),
+    (EN, "The ECG is normal.\n\nB", "right"),
+    (EN, "See fig.B", "none"),
     (EN, "(B) Pulmonary embolism", "right"),
     (EN, "It's not asthma, it is B.", "right"),
     (EN, "I think it is heart failure", "wrong"),

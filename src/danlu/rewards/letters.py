@@ -110,7 +110,7 @@ _CUED = re.compile(
 def _mention(text: str, start: int, end: int, worded: bool) -> bool:
     """Whether the capital letters text[start:end] stand for options; `worded`: an option's text follows at once."""
     before, after = text[max(0, start - 40) : start], text[end : end + 24]
-    if re.search(r"[^\s.…-][-.]$|\w'$|&$", before) and not before.endswith("..."):
+    if re.search(r"(?:[^\s.…-][-.]|\w'|&)\Z", before) and not before.endswith("..."):  # not $: a line may begin here
         return False
     if _IN_TERM.search(before):
         return False

@@ -224,6 +224,11 @@ _TAKEN_BACK = re.compile(
     r"(?:^|(?<=[。,;!?…\n ]))(?:不对(?![称劲等])|不是,|不,|更正|我错了|重新考虑)|"
     r"\b(?:no,? wait|correction:|on second thought|i was wrong|scratch that)"
 )
+_ALSO = re.compile(  # another answer is held possible as well
+    r"(?:[也亦]有?可能|或许|也许)(?:是|为)\s*(?P<zh>[^,。;!?\n]{0,20})|"
+    r"(?:(?:,|\bor\b|\band\b)\s*(?:it\s|this\s)?\s*(?:may|might|could)|\b(?:may|might|could) also)(?:\s+also)?\s+be\s"
+    r"(?P<en>[^,.;!?\n]{0,40})"
+)
 _STATES = re.compile(
     r"答案(?:应该?)?(?:是|为|:)\W{0,4}(?P<zh>[^。;!?\n]{2,60})|"
     r"\banswer(?:\s+(?:is|would be|should be)|:)\W{0,4}(?P<en>[^.;!?\n]{2,80})"
@@ -232,11 +237,12 @@ _EMPTY = re.compile(r"(?:肯定|否定|明确|显而易见|如下|yes\b|no\b|not
 
 
 def _said_otherwise(text: str, gold: list[Claim], since: int) -> bool:
-    """Whether something else than the gold is called the answer."""
-    for match in _STATES.finditer(text, since):
-        start, end = match.span(match.lastgroup or 0)
-        if not _EMPTY.match(text, start) and not any(start - 1 <= claim.start <= end for claim in gold):
-            return True
+    """Whether something else than the gold is called the answer, or held possible as well."""
+    for pattern in (_STATES, _ALSO):
+        for match in pattern.finditer(text, since):
+            start, end = match.span(match.lastgroup or 0)
+            if not _EMPTY.match(text, start) and not any(start - 1 <= claim.start <= end for claim in gold):
+                return True
     return False
 
 
