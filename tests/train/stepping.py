@@ -13,7 +13,7 @@ from danlu.generate.local import LocalGenerator
 from danlu.models.load import load, reference, trainable
 from danlu.recipe import Recipe
 from danlu.rewards import Rewards
-from danlu.train.grpo import Stage, objective_of, prompts, short_enough, without_dropout
+from danlu.train.grpo import Stage, Watcher, objective_of, prompts, short_enough, without_dropout
 from danlu.train.loop import Loop
 from danlu.train.rollout import Drawn, Rollout, Source, collect
 
@@ -34,7 +34,8 @@ class Seen:
         generator = LocalGenerator(self.loaded, batch=settings.rollout_batch)
         questions = short_enough(self.loaded, prompts(made, settings.data).train, settings.max_prompt)
         rewards = Rewards(settings.rewards, settings.gate)
-        self.stage = Stage(self.loop, Source(settings, made.seed, generator, questions, rewards))
+        source = Source(settings, made.seed, generator, questions, rewards)
+        self.stage = Stage(self.loop, source, Watcher(self.run, settings, []))
         self.gradients: list[dict[str, torch.Tensor]] = []
         self.loop.optimizer.optimizer.register_step_pre_hook(lambda *_: self._look())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from danlu.errors import DanluError, Stopped
 from danlu.recipe import Recipe
-from danlu.run import Run
+from danlu.run import Run, write_json
 from danlu.train import grpo as stage
 from danlu.train import rollout as rollouts_of
 from danlu.train.grpo import forwards, grpo, without_dropout
@@ -349,6 +350,44 @@ def test_what_a_run_records(base: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in run.path.iterdir()) == [
         *("artifact", "checkpoints", "config.json", "metrics.jsonl", "run.json", "samples.jsonl"),
     ]
+
+
+def test_signs_are_told_once_also_when_resumed(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewards = own_reward(tmp_path, "return 1.0")
+    made = recipe(base, data, grpo={"steps": 9, "save_every": 7, "rewards": rewards, "prompts": 1})
+    run = ran(made, tmp_path / "run")
+    assert run.info()["results"]["signs"] == {"flat": 5}
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert told.count("all rewards of every group were equal") == 1
+    assert "grpo.filter" in told
+    info = run.info()
+    write_json(run.path / "run.json", info | {"status": "stopped"})  # as after a signal in step 8
+    shutil.rmtree(run.checkpoints / "step_000009")
+    assert ran(made, run.path, resume=True).info()["results"]["signs"] == {"flat": 5}
+    assert "all rewards" not in capsys.readouterr().err
+
+
+def test_held_out_questions_are_told_by_task(base: Path, tmp_path: Path) -> None:
+    """Two of three tasks are known by heart, the gold of the third is another."""
+    golds = ["先休息，多喝水。", "It is 4.", "打针。", "Apple."]
+    rows = [
+        {
+            "question": CHATS[n % 4][0],
+            "target": golds[n % 4],
+            "id": f"q{n}",
+            "task": ["advice", "sum", "drug", "sum"][n % 4],
+        }
+        for n in range(8)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    settings = {"steps": 1, "valid": str(data), "optimizer": {"lr": 1e-9}, "max_completion": 40}
+    row = ran(recipe(base, data, grpo=settings), tmp_path / "run").metrics()[-1]
+    shares = {"eval_accuracy": 0.75, "eval_format": 1.0, "eval_stop": 1.0}
+    tasks = {"eval_accuracy/advice": 1.0, "eval_accuracy/sum": 1.0, "eval_accuracy/drug": 0.0}
+    assert row == {"step": 1, **shares, **tasks}
 
 
 def test_steps_that_iterations_do_not_divide(base: Path, data: Path, tmp_path: Path) -> None:

@@ -39,14 +39,14 @@ from danlu.records import Sample
 from danlu.rewards import Rewards
 from danlu.rewards.difficulty import passable
 from danlu.run import Run
-from danlu.train import memory, trackers
+from danlu.train import memory, trackers, watch
 from danlu.train.deliver import deliver
 from danlu.train.loop import Loop
 from danlu.train.metrics import Clock
 from danlu.train.policy import CLIPS, Objective, Scores, Step, loss_of
 from danlu.train.rollout import Drawn, Rollout, Source, collect, told
 from danlu.train.schedule import learning_rate
-from danlu.train.watch import accuracy
+from danlu.train.signs import signs
 
 Question = tuple[Sample, list[int]]  # with the ids of its prompt
 SHOWN = {"reward": "reward", "completion_length": "length", "truncated": "cut", "entropy": "entropy"}
@@ -67,12 +67,16 @@ def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     questions = passable_ones(recipe, run, generator, questions)  # before the weights of a checkpoint are there
     loop.resume()
 
+    watcher = Watcher(run, settings, held_out)
+
     def evaluate() -> dict[str, float]:
-        return {"eval_accuracy": accuracy(generator, held_out, settings.max_completion, loop.breathe)}
+        found = watch.figures(generator, held_out, settings.max_completion, loop.breathe)
+        watcher.look({"step": loop.step, **found})
+        return found
 
     with Rewards(settings.rewards, settings.gate) as rewards:
         source = Source(settings, recipe.seed, generator, questions, rewards)
-        stage = Stage(loop, source, loop.last("prompts_seen").get("prompts_seen", 0))
+        stage = Stage(loop, source, watcher, loop.last("prompts_seen").get("prompts_seen", 0))
         loop.go("grpo", stage.step, evaluate if held_out else None, "eval_accuracy", settings.keep_best)
     if settings.keep_best:
         loop.use_best()
@@ -164,12 +168,31 @@ def objective_of(settings: Grpo) -> Objective:
     )
 
 
+class Watcher:
+    """Warns of each sign once; which ones, and at what step, is in run.json `results.signs`."""
+
+    def __init__(self, run: Run, settings: Grpo, held_out: list[Sample]) -> None:
+        self._run, self._settings, self._sizes = run, settings, watch.tasks_of(held_out)
+        self._rows: list[dict[str, Any]] = run.metrics()
+        self._known: dict[str, int] = run.info()["results"].get("signs", {})
+
+    def look(self, row: dict[str, Any]) -> None:
+        """Take a new row of metrics.jsonl in."""
+        self._rows.append(row)
+        for code, text in signs(self._rows, self._settings, self._sizes).items():
+            if code not in self._known:
+                self._known[code] = row["step"]
+                self._run.record(signs=self._known)
+                display.warn(f"step {row['step']}: {text}")
+
+
 @dataclass
 class Stage:
     """One step after another; `seen` is where the stream of prompts stands."""
 
     loop: Loop
     source: Source
+    watcher: Watcher
     seen: int = 0
 
     def step(self) -> dict[str, Any]:
@@ -195,6 +218,7 @@ class Stage:
         }
         loop.log(row)
         loop.run.write_samples(told(loop.step, loop.steps, drawn.groups))
+        self.watcher.look(row)
         return {short: row[name] for name, short in SHOWN.items() if row.get(name) is not None}
 
 

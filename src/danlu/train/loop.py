@@ -270,7 +270,7 @@ class Loop:
         """Append a row to metrics.jsonl (and to the trackers)."""
         self.run.log(row)
         if self.settings.track:
-            self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=row.get("step"))
+            trackers.log(self.accelerator, row)
 
     # ---- the run of steps
 
@@ -298,11 +298,12 @@ class Loop:
                 while self.step < self.steps and not self.stopped_early:
                     before = self.step
                     shown = step()
-                    self._progress.advance(self.step - before, **shown, **self._evaluation)
+                    told = {name: value for name, value in self._evaluation.items() if "/" not in name}
+                    self._progress.advance(self.step - before, **shown, **told)
                     self._pause(evaluate, best_on, keep)
-        except (
-            Exception
-        ) as error:  # forwards of an update are halved; this was a generation, an evaluation, the optimizer
+        except BaseException as error:
+            trackers.finish(self.accelerator)
+            # what an update refuses is met there; this was a generation, an evaluation, the optimizer
             if isinstance(error, DanluError) or not memory.ran_out(error):
                 raise
             raise DanluError(f"out of memory after step {self.step}", f"{memory.HINT}; {self._last_good()}") from error

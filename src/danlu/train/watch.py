@@ -1,25 +1,67 @@
-"""Accuracy on held-out questions while a model trains: greedy answers, right and well-formed ones count."""
+"""Held-out questions while a model trains: greedy answers; right and well-formed ones count."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from danlu.generate import Sampling
 from danlu.generate.local import LocalGenerator
-from danlu.records import Sample
+from danlu.records import Completion, Sample
 from danlu.rewards.verify import verify
+
+MOST_TASKS = 12  # with more of them, tasks are not told apart
+
+Breathe = Callable[..., Any]
+
+
+def answers(
+    generator: LocalGenerator, samples: Sequence[Sample], max_tokens: int, breathe: Breathe | None = None
+) -> list[Completion]:
+    """An answer to each of `samples`; `breathe(answered="7/80")` is called after every one that comes."""
+    generator.loaded.model.eval()
+    generator.refresh()
+    found: dict[int, Completion] = {}
+    for place, group in generator.generate([s.messages for s in samples], Sampling(max_tokens)):
+        found[place] = group[0]
+        if breathe is not None:
+            breathe(answered=f"{len(found)}/{len(samples)}")
+    return [found[place] for place in range(len(samples))]
 
 
 def accuracy(
-    generator: LocalGenerator, samples: list[Sample], max_tokens: int, breathe: Callable[..., Any] | None = None
+    generator: LocalGenerator, samples: list[Sample], max_tokens: int, breathe: Breathe | None = None
 ) -> float:
-    """Share of `samples` answered right and well-formed; `breathe(answered="7/80")` is called after every batch."""
-    generator.loaded.model.eval()
-    generator.refresh()
-    right = 0
-    for done, (place, found) in enumerate(generator.generate([s.messages for s in samples], Sampling(max_tokens)), 1):
-        right += found[0].well_formed and verify(samples[place], found[0]).outcome == "right"
-        if breathe is not None:
-            breathe(answered=f"{done}/{len(samples)}")
-    return right / len(samples)
+    """Share of `samples` answered right and well-formed."""
+    found = answers(generator, samples, max_tokens, breathe)
+    return sum(_right(*one) for one in zip(samples, found, strict=True)) / len(samples)
+
+
+def tasks_of(samples: Sequence[Sample]) -> Counter[str]:
+    """How many samples there are of each task, and under "" of all; without tasks or with many, "" alone."""
+    counts = Counter(str(sample.meta["task"]) for sample in samples if sample.meta.get("task"))
+    told = counts if 1 < len(counts) <= MOST_TASKS else Counter()
+    return Counter({"": len(samples), **told})
+
+
+def figures(
+    generator: LocalGenerator, samples: list[Sample], max_tokens: int, breathe: Breathe | None = None
+) -> dict[str, float]:
+    """Shares of `samples`: answered right, also of each task; well-formed; ended by themselves."""
+    found = answers(generator, samples, max_tokens, breathe)
+    right = [_right(*one) for one in zip(samples, found, strict=True)]
+    told = {
+        "eval_accuracy": sum(right) / len(samples),
+        "eval_format": sum(one.well_formed for one in found) / len(samples),
+        "eval_stop": sum(one.finish == "stop" for one in found) / len(samples),
+    }
+    for task, count in tasks_of(samples).items():
+        if task:
+            own = sum(ok for ok, sample in zip(right, samples, strict=True) if str(sample.meta.get("task")) == task)
+            told[f"eval_accuracy/{task}"] = own / count
+    return told
+
+
+def _right(sample: Sample, completion: Completion) -> bool:
+    return completion.well_formed and verify(sample, completion).outcome == "right"
