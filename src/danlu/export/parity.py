@@ -71,9 +71,10 @@ def verify(
         gguf_path, model_dir, quant = _described(gguf_path)
     limits = LIMITS.get(quant, LIMITS["k"])
     tokenizer = load_tokenizer(model_dir)
-    checks = [_file(gguf_path)]
-    if checks[0]["ok"]:
-        checks.append(_metadata(gguf_path, model_dir, tokenizer))
+    opened, reader = _file(gguf_path)
+    checks = [opened]
+    if opened["ok"]:
+        checks.append(_metadata(reader, model_dir, tokenizer))
         try:
             server = GgufGenerator(gguf_path, think=think_format(model_dir, tokenizer), context=CONTEXT, exact=True)
         except DanluError as error:
@@ -118,10 +119,12 @@ def failed(report: dict[str, Any]) -> list[str]:
 # ---- what is in the file
 
 
-def _file(path: Path) -> Check:
-    """Whether the file holds all the bytes that its header promises."""
+def _file(path: Path) -> tuple[Check, Any]:
+    """Whether the file holds all the bytes that its header promises, and its reader (a large vocabulary takes it
+    seconds); None where it cannot be read."""
     import gguf
 
+    reader = None
     try:
         reader = gguf.GGUFReader(path)
         end = max((t.data_offset + t.n_bytes for t in reader.tensors), default=0)
@@ -129,13 +132,11 @@ def _file(path: Path) -> Check:
         problem = "" if 0 < end <= size else f"{size} bytes, the header promises {end}"
     except Exception as error:  # the reader meets damage with whatever numpy raises
         problem = f"unreadable: {type(error).__name__}: {error}"
-    return {"name": "file", "ok": not problem, "value": problem or "complete", "limit": "complete"}
+    return {"name": "file", "ok": not problem, "value": problem or "complete", "limit": "complete"}, reader
 
 
-def _metadata(path: Path, model_dir: Path, tokenizer: Any) -> Check:
+def _metadata(reader: Any, model_dir: Path, tokenizer: Any) -> Check:
     import gguf
-
-    reader = gguf.GGUFReader(path)
 
     def field(key: str) -> Any:
         found = reader.get_field(key)
