@@ -38,7 +38,25 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """Something that went differently than asked; shown in every mode."""
+    if _overheard is not None:
+        _overheard.append(text)
+        return
     _console().print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+_overheard: list[str] | None = None
+
+
+@contextlib.contextmanager
+def overheard() -> Iterator[list[str]]:
+    """Nothing of the block is shown; its warnings are in the list that this gives."""
+    global _mode, _overheard
+    before = _mode, _overheard
+    _mode, _overheard = "none", []
+    try:
+        yield _overheard
+    finally:
+        _mode, _overheard = before
 
 
 _shared: Any = None
