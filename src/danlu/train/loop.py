@@ -291,16 +291,21 @@ class Loop:
         `step` updates, logs and gives the figures to show; `evaluate` gives figures to log, of which `best_on` decides
         what is best; with `keep` the best weights are remembered. It runs every `eval_every` steps and at the end.
         """
+        with self.running(name, best_on):
+            self.pause(evaluate, best_on, keep)
+            while self.step < self.steps and not self.stopped_early:
+                before = self.step
+                shown = step()
+                self.show(self.step - before, **shown)
+                self.pause(evaluate, best_on, keep)
+
+    @contextmanager
+    def running(self, name: str, best_on: str = "") -> Iterator[None]:
+        """A block in which steps are made: signals stop it, progress is shown, memory that runs out is told."""
         try:
             with self._signals(), display.task(name, self.steps) as self._progress:
                 self._progress.advance(self.step)
-                self._pause(evaluate, best_on, keep)
-                while self.step < self.steps and not self.stopped_early:
-                    before = self.step
-                    shown = step()
-                    told = {name: value for name, value in self._evaluation.items() if "/" not in name}
-                    self._progress.advance(self.step - before, **shown, **told)
-                    self._pause(evaluate, best_on, keep)
+                yield
         except BaseException as error:
             trackers.finish(self.accelerator)
             # what an update refuses is met there; this was a generation, an evaluation, the optimizer
@@ -310,8 +315,14 @@ class Loop:
         if self.stopped_early:
             display.say(f"stopped at step {self.step}: {self.stale} evaluations without a better {best_on}")
 
-    def _pause(self, evaluate: Callable[[], dict[str, float]] | None, best_on: str, keep: bool) -> None:
-        """Between two steps: evaluate, stop, save."""
+    def show(self, steps: int, **figures: Any) -> None:
+        """Progress by so many steps, with their figures and those of the newest evaluation."""
+        told = {name: value for name, value in self._evaluation.items() if "/" not in name}
+        if self._progress:
+            self._progress.advance(steps, **figures, **told)
+
+    def pause(self, evaluate: Callable[[], dict[str, float]] | None, best_on: str, keep: bool) -> None:
+        """Between two steps (see `go`): evaluate, stop, save."""
         self.rest()
         at_end = self.step == self.steps
         if evaluate and self.evaluated < self.step and (at_end or self._due(self.settings.eval_every)):
