@@ -344,6 +344,33 @@ def test_an_option_in_the_words_of_the_question(question: str, answer: str, lett
     assert extract(sample, said(answer))[0] == letter
 
 
+INLINE = "患者银白鳞屑、关节痛8天。首选治疗是：A.卡泊三醇 B.青霉素 C.美沙拉嗪 D.青蒿素"
+DRUGS = {"A": "卡泊三醇", "B": "青霉素", "C": "美沙拉嗪", "D": "青蒿素"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        (INLINE, None),
+        (f"题目是：{INLINE}", None),
+        ("首选治疗是：A.卡泊三醇 B.青霉素 C.美沙拉嗪 D.青蒿素", None),  # not word for word, but a list
+        (f"{INLINE}\n答案是A", "A"),
+        ("首选治疗是：A.卡泊三醇", "A"),
+        ("首选治疗是：A.卡泊三醇。B.青霉素不对。", "A"),
+    ],
+)
+def test_a_question_that_is_repeated_claims_nothing(answer: str, letter: str | None) -> None:
+    sample = Sample("q", ({"role": "user", "content": INLINE},), target="A", options=DRUGS)
+    assert extract(sample, said(answer))[0] == letter
+
+
+def test_an_open_question_that_is_repeated_claims_nothing() -> None:
+    asked = "患者发热咳嗽三天。最可能的诊断是肺炎还是肺结核？"
+    sample = Sample("q", ({"role": "user", "content": asked},), target="肺炎")
+    assert verify(sample, said(asked)).outcome != "right"
+    assert verify(sample, said("最可能的诊断是肺炎还是肺结核？ 是肺炎。")).outcome == "right"
+
+
 def test_grades_follow_what_is_said() -> None:
     answers = [
         "答案是B",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from danlu.rewards import phrases
 from danlu.rewards.marks import ALL, TOKEN, mark, plain
@@ -159,9 +160,20 @@ def _listing(reading: _Reading, names: frozenset[str] | set[str]) -> bool:
     return len(names) == len(reading.options) > 1 and not reading.several
 
 
+def _begins_list(reading: _Reading, mention: Mention) -> bool:
+    """Whether all options follow in order from a mention on ("首选是：A.x B.y C.z D.w"): listed, not chosen."""
+    keys = list(reading.options)
+    at = reading.mentions.index(mention)
+    listed = reading.mentions[at : at + len(keys)]
+    if reading.several or len(keys) < 2 or [m.names for m in listed] != [{key} for key in keys]:
+        return False
+    gaps = (reading.text[a.end : b.start] for a, b in pairwise(listed))
+    return all(re.fullmatch(rf"[\s;,{BOLD}]{{1,6}}", gap) for gap in gaps)
+
+
 def _said(reading: _Reading) -> tuple[str | None, str] | None:
     found = [m for m in reading.mentions if m.how == "said" and m.right is not False]
-    found = [m for m in found if not _listing(reading, m.names)]
+    found = [m for m in found if not _listing(reading, m.names) and not _begins_list(reading, m)]
     if not reading.negative:  # "选A。... A是错的"
         refuted = [m for m in reading.mentions if m.right is False and len(m.names) == 1 and not m.doubted]
         standing = [m for m in found if not any(r.names == m.names and r.start > m.start for r in refuted)]
@@ -290,7 +302,8 @@ def _odd_one(reading: _Reading, right: list[str]) -> bool:
 
 def _stated(reading: _Reading) -> tuple[str | None, str] | None:
     found = [m for m in reading.mentions if m.how == "stated" and m.right is not False]
-    return _decide(reading, [m for m in found if not _listing(reading, m.names)], "stated")
+    kept = [m for m in found if not _listing(reading, m.names) and not _begins_list(reading, m)]
+    return _decide(reading, kept, "stated")
 
 
 def _concluded(reading: _Reading) -> tuple[str | None, str] | None:

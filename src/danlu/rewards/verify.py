@@ -69,7 +69,7 @@ def extract(sample: Sample, completion: Completion) -> tuple[str | None, str]:
     Choice questions: letters in order ("B", "ACD"), or None. Open questions: the wording claimed, a short answer as
     it is, or None. `how` starts with "ambiguous" where two readings remain.
     """
-    text = completion.answer.strip()
+    text = _unquoted(sample, completion.answer)
     if not text:
         return None, "no answer part"
     if _gold_letters(sample) is not None:
@@ -92,6 +92,18 @@ def graded(score: Score) -> float:
     if score.outcome == "wrong":
         return 0.0 if explicit else 0.1
     return 0.2 if score.outcome == "ambiguous" else 0.4
+
+
+_COPY = 10  # characters from which on a part of the question is no chance
+
+
+def _unquoted(sample: Sample, answer: str) -> str:
+    """The answer without the question, where it holds that word for word: what is asked claims nothing."""
+    asked = [sample.question.strip(), *re.findall(r"[^?？。\n]+[?？]", sample.question)]
+    for text in (part.strip() for part in asked):
+        if len(text) >= _COPY:
+            answer = answer.replace(text, "\n")
+    return answer.strip()
 
 
 # ---- choice questions
