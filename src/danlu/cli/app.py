@@ -266,6 +266,42 @@ def data_prepare(
 
 _stage("sft", "Supervised fine-tuning.", "danlu sft qwen3-1.7b-medical-qlora-v2 --set sft.epochs=1")
 _stage("grpo", "Reinforcement learning from verified answers.", "danlu grpo demo --from demo-sft")
+reward = typer.Typer(rich_markup_mode=None, help="Look at rewards before training: test.")
+app.add_typer(reward, name="reward")
+
+
+@reward.callback(invoke_without_command=True)
+def reward_root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@reward.command("test", epilog="Example: danlu reward test demo --from demo-sft --prompts 8 --samples 8")
+def reward_test(
+    recipe: RecipeName,
+    set_: Set = None,
+    start: Start = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Prompts that attacks are made from; default: 20, with a judge 4.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=0, help="Prompts that the model is asked; 0: no model is loaded.")] = 8,
+    samples: Annotated[int, typer.Option(min=2, help="Completions of each of them.")] = 8,
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    display: DisplayMode = Display.auto,  # noqa: ARG001
+) -> None:
+    """What a recipe's rewards pay for, before training on them.
+
+    Every reward on right, wrong, empty and hacked completions of your own prompts; pass@k of the model, and how many
+    groups would teach nothing. Exit 1 if an attack earns more than an honest wrong answer.
+    """
+    from danlu.cli.rewards import show_reward_test
+
+    raise typer.Exit(
+        show_reward_test(recipe, set_ or [], start, rows=rows, prompts=prompts, samples=samples, as_json=json)
+    )
+
+
 Suite = Annotated[str | None, typer.Option(help="Questions of the domain: quick, zh, en, full, guard, clinic.")]
 
 
