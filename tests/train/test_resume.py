@@ -66,7 +66,8 @@ def danlu(stage: str, files: dict[str, Path], name: str, *more: str) -> int:
 
 
 def started(stage: str, files: dict[str, Path], name: str, *more: str) -> subprocess.Popen[str]:
-    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])  # for small_domain
+    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": paths}
     args = [*DANLU, stage, str(files[stage]), "--name", name, "--display", "none", *more]
     return subprocess.Popen(args, env=env, stderr=subprocess.PIPE, text=True)
 
@@ -82,7 +83,8 @@ def interrupt_after(pid: int, number: int, run: Path, step: int) -> None:
     end = time.monotonic() + 120
     while steps_of(run) < step and time.monotonic() < end:
         time.sleep(0.002)
-    os.kill(pid, number)
+    if steps_of(run) >= step:
+        os.kill(pid, number)
 
 
 def outcome(run: Path) -> dict[str, Any]:
@@ -134,6 +136,41 @@ def test_a_terminated_process_goes_on_in_another(files: dict[str, Path], runs: P
     assert "hint: continue with --resume" in told
     assert danlu("sft", files, "parts", "--resume") == 0
     assert danlu("sft", files, "whole") == 0
+    assert_same(runs, "whole", "parts")
+
+
+def test_a_signal_while_rows_are_prepared(files: dict[str, Path], runs: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 2_000)
+    small = ["--set", "sft.steps=2", "--set", "sft.eval_every=0", "--set", "sft.patience=0"]
+
+    def as_soon_as_there_is_a_run() -> None:
+        while not (runs / "parts" / "lock").exists():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=as_soon_as_there_is_a_run)
+    watcher.start()
+    assert danlu("sft", files, "parts", *small) == 143
+    watcher.join()
+    assert Run.open(runs / "parts").info()["status"] == "stopped"
+    assert not (runs / "parts" / "checkpoints").exists()
+    assert danlu("sft", files, "parts", *small, "--resume") == 0
+    assert danlu("sft", files, "whole", *small) == 0
+    assert_same(runs, "whole", "parts")
+
+
+def test_a_signal_does_not_wait_for_an_evaluation(files: dict[str, Path], runs: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"Q{n}?", "reasoning": "two and two " * 8, "answer": "It is 4."} for n in range(200)]
+    held_out = write_rows(tmp_path / "held-out.jsonl", rows=rows)
+    small = ["--set", f"data.valid={held_out}", "--set", "sft.steps=5", "--set", "sft.micro_batch=1"]
+    watcher = threading.Thread(target=interrupt_after, args=(os.getpid(), signal.SIGTERM, runs / "parts", 3))
+    watcher.start()
+    assert danlu("sft", files, "parts", *small) == 143
+    watcher.join()
+    assert [row["step"] for row in Run.open(runs / "parts").metrics()] == [1, 2, 3]  # eval_every is 3
+    assert danlu("sft", files, "parts", *small, "--resume") == 0
+    assert [row["step"] for row in Run.open(runs / "parts").metrics()] == [1, 2, 3, 3, 4, 5, 5]
+    assert danlu("sft", files, "whole", *small) == 0
     assert_same(runs, "whole", "parts")
 
 

@@ -8,6 +8,7 @@ from danlu import domains
 from danlu.errors import DanluError
 from danlu.models.load import save_artifact
 from danlu.recipe import Recipe
+from danlu.train import trackers
 from danlu.train.loop import Loop
 
 
@@ -24,5 +25,4 @@ def deliver(loop: Loop, recipe: Recipe) -> None:
             f"cannot write the artifact: {str(error).strip().splitlines()[0]}",
             "free some space and --resume: the last step is saved",
         ) from error
-    if loop.settings.track:
-        loop.accelerator.end_training()
+    trackers.finish(loop.accelerator)
