@@ -12,8 +12,11 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PhiConfig, Qwen2Config
 
 from danlu.data.render import IGNORE
+from danlu.generate import Sampling
 from danlu.generate import decode as decoding
-from danlu.generate.decode import decode, plain_lora, snapshot, supports
+from danlu.generate.decode import Decoded
+from danlu.generate.weights import plain_lora, snapshot
+from danlu.models.decoder import supports
 from danlu.models.batch import packed
 from danlu.models.head import TokenLogProbs
 from tiny_models import VOCABULARY, build
@@ -28,6 +31,17 @@ CASES = [
     for architecture, kind, tied in [("qwen2", "chatml", True), ("qwen3", "chatml", False), ("llama", "llama3", True)]
     for lora in (False, True)
 ]
+
+
+SAMPLING = {"max_tokens", "temperature", "top_p", "samples", "seed"}
+
+
+def decode(weights: Any, prompts: list[list[int]], **options: Any) -> list[list[Decoded]]:
+    """Completions of each prompt, in the order of the prompts."""
+    sampling = Sampling(**{name: value for name, value in options.items() if name in SAMPLING})
+    rest = {name: value for name, value in options.items() if name not in SAMPLING}
+    found = dict(decoding.decode(weights, prompts, sampling, **rest))
+    return [found[i] for i in range(len(prompts))]
 
 
 def with_lora(model: Any, **settings: Any) -> Any:
@@ -157,14 +171,18 @@ def test_one_step_follows_the_exact_softmax(plain: Any, temperature: float, top_
         assert chisquare(observed, [x * scale for x in wanted]).pvalue > 1e-3
 
 
-def test_compaction_changes_nothing(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
-    for share in (0.0, 0.8, 1.01):  # never, by default, at every end
-        monkeypatch.setattr(decoding, "COMPACT", share)
-        out = decode(snapshot(plain), PROMPTS, max_tokens=20, end_ids=ENDS, temperature=1.0, samples=2, seed=1)
-        found.append([(one.tokens, one.stopped) for group in out for one in group])
-    assert found[0] == found[1] == found[2]
-    assert {stopped for _, stopped in found[0]} == {True, False}
+@pytest.mark.parametrize("apart", [0, 1 << 60], ids=["prompts apart", "prompts in rows"])
+def test_rows_and_their_layout_change_nothing(plain: Any, apart: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = snapshot(plain)
+    options = {"max_tokens": 20, "end_ids": ENDS, "temperature": 1.0, "samples": 3, "seed": 1}
+    wanted = decode(weights, PROMPTS, rows=1, **options)
+    monkeypatch.setattr(decoding, "APART", apart)
+    for rows in (2, 3, 7, 12, 256):  # groups cut in two, one at a time, rows left over, several, all at once
+        found = decode(weights, PROMPTS, rows=rows, **options)
+        assert [[one.tokens for one in group] for group in found] == [[o.tokens for o in group] for group in wanted]
+        for a, b in zip(sum(found, []), sum(wanted, []), strict=True):
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+    assert {one.stopped for group in wanted for one in group} == {True, False}
 
 
 def test_a_completion_ends_with_its_end_token_or_at_the_limit(plain: Any) -> None:
@@ -174,14 +192,6 @@ def test_a_completion_ends_with_its_end_token_or_at_the_limit(plain: Any) -> Non
             assert not set(one.tokens[:-1]) & set(ENDS)
             assert one.stopped == (one.tokens[-1] in ENDS)
             assert one.stopped or len(one.tokens) == 9
-
-
-def test_the_last_uniform_number_stays_inside_the_nucleus() -> None:
-    logits = torch.tensor([[3.0, 2.0, -40.0, -200.0]])
-    largest = torch.tensor([1 - 2**-24])
-    assert decoding._pick(logits, 1.0, 1.0, largest)[0].item() == 1
-    assert decoding._pick(logits, 1.0, 0.5, largest)[0].item() == 0
-    assert decoding._pick(logits.flip(-1), 1.0, 1.0, torch.zeros(1))[0].item() == 1  # -200 has no weight in fp32
 
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64, "intermediate_size": 32}

@@ -307,7 +307,9 @@ def test_a_loaded_model_knows_its_format(tmp_path: Path, kind: str, style: str) 
 
 def test_nf4_on_the_cpu_trains_and_its_adapter_loads(base: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    from danlu.generate.decode import decode, snapshot
+    from danlu.generate import Sampling
+    from danlu.generate.decode import decode
+    from danlu.generate.weights import snapshot
     from danlu.models.batch import packed
     from danlu.models.decoder import fast_forward
     from danlu.models.head import TokenLogProbs
@@ -332,6 +334,6 @@ def test_nf4_on_the_cpu_trains_and_its_adapter_loads(base: Path, tmp_path: Path)
     close(logits(load(four, str(artifact)).model), trained, 1e-4)
     exact = logits(load(spec(base), str(artifact)).model)  # the same adapter over the unquantised base: near
     assert 0 < (exact - trained).abs().mean() < 0.5 * exact.std()
-    ((one,),) = decode(snapshot(loaded.model), [IDS[0].tolist()], max_tokens=5, end_ids=[])
+    ((_, (one,)),) = decode(snapshot(loaded.model), [IDS[0].tolist()], Sampling(5), end_ids=[])
     out = loaded.model.generate(input_ids=IDS, max_new_tokens=5, do_sample=False, eos_token_id=-1)
     assert one.tokens == out[0, IDS.shape[1] :].tolist()

@@ -1,4 +1,4 @@
-"""One way to ask any model: the Generator protocol. Local weights, GGUF, and endpoints implement it."""
+"""One way to ask any model: the Generator protocol. Local weights, GGUF, vLLM and endpoints implement it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from danlu.think import ThinkFormat
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample: temperature 0 is greedy; `seed` and the row index fix every draw."""
+    """How to sample: temperature 0 is greedy; `seed` and the row index fix every draw.
+
+    Filters apply in transformers' order: repetition penalty on prompt and completion, temperature, top-k, top-p,
+    min-p. The defaults leave the model's own distribution alone.
+    """
 
     max_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
     samples: int = 1  # completions of each prompt
     seed: int = 0
+    top_k: int = 0  # keep the k likeliest tokens; 0: all
+    min_p: float = 0.0  # drop tokens below this share of the likeliest one's probability
+    repetition_penalty: float = 1.0  # > 1 makes tokens that were there before less likely
+    stop: tuple[str, ...] = ()  # an answer also ends before any of these
 
 
 class Generator(Protocol):

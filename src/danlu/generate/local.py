@@ -1,35 +1,47 @@
-"""Answer with local weights: the fast decoder where the architecture is known, transformers' generate elsewhere.
+"""Answer with local weights: our own decoder where the architecture is known, transformers' generate elsewhere.
 
-The adapter is not merged on disk; a snapshot merges it in memory each time `refresh` is called (GRPO does so every
-step). Prompts of similar length share a batch; what is too large for one batch is split.
+The adapter is not merged on disk; `refresh` takes up what training has changed (GRPO does so every step), and what
+did not change is kept. Prompts go shortest first; how many completions are decoded together is decided by memory,
+with `batch` as the upper bound.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from danlu import display
 from danlu.data.encode import encode
 from danlu.data.render import prompt_text
 from danlu.errors import DanluError
-from danlu.generate import Sampling
-from danlu.generate.decode import Decoded, decode, plain_lora, snapshot, supports
+from danlu.generate import Sampling, other
+from danlu.generate.decode import Decoded, decode, one_by_one
+from danlu.generate.memory import cache_budget, ran_out, row_bytes
+from danlu.generate.stream import cut, ends_in_stop, parts, texts, until
+from danlu.generate.weights import Weights, plain_lora, snapshot
+from danlu.models.decoder import supports
 from danlu.models.load import Loaded
 from danlu.records import Completion, Message
 
 
 class LocalGenerator:
-    """A Generator over a loaded model. `batch`: completions decoded together at most."""
+    """A Generator over a loaded model. `batch`: completions decoded together at most; `memory`: bytes for the cache
+    (default: a share of what is free when a batch begins)."""
 
-    def __init__(self, loaded: Loaded, name: str = "local", batch: int = 256, thinking: bool = True) -> None:
-        self.loaded, self.name, self.batch, self.thinking = loaded, name, batch, thinking
+    def __init__(
+        self,
+        loaded: Loaded,
+        name: str = "local",
+        batch: int = 256,
+        thinking: bool = True,
+        memory: int | None = None,
+    ) -> None:
+        self.loaded, self.name, self.batch, self.thinking, self.memory = loaded, name, batch, thinking, memory
         self.think = loaded.think
-        plain = loaded.model.get_base_model() if hasattr(loaded.model, "peft_config") else loaded.model
-        self._fast = supports(plain.config) and plain_lora(loaded.model)
-        self._weights: Any = None
+        self._fast = supports(self._plain.config) and plain_lora(loaded.model)
+        self._weights: Weights | None = None
 
     def __enter__(self) -> LocalGenerator:
         return self
@@ -37,9 +49,20 @@ class LocalGenerator:
     def __exit__(self, *_: object) -> None:
         self._weights = None
 
+    @property
+    def _plain(self) -> Any:
+        model = self.loaded.model
+        return model.get_base_model() if hasattr(model, "peft_config") else model
+
     def refresh(self) -> None:
         """Take up what training has changed since the last call."""
-        self._weights = snapshot(self.loaded.model) if self._fast else None
+        self._weights = snapshot(self.loaded.model, previous=self._weights) if self._fast else None
+
+    def _own_weights(self) -> Weights:
+        if self._weights is None:
+            self.refresh()
+        assert self._weights is not None
+        return self._weights
 
     def generate(
         self,
@@ -47,29 +70,20 @@ class LocalGenerator:
         sampling: Sampling,
         keys: Sequence[str] | None = None,
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """Completions of each prompt, batch by batch, shortest prompts first.
+        """Completions of each prompt as they finish.
 
         `keys` fix the random numbers of each prompt (default: its text), so that an interrupted run goes on with
         the same draws.
         """
-        texts = [prompt_text(self.loaded.tokenizer, self.think, list(chat), thinking=self.thinking) for chat in prompts]
-        ids = [found.tolist() for found in encode(self.loaded.tokenizer, texts)]
-        keys = list(keys) if keys else texts
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        size = max(1, self.batch // sampling.samples)
-        if self._fast and self._weights is None:
-            self.refresh()
-        for at in range(0, len(order), size):
-            part = order[at : at + size]
-            batch = [ids[i] for i in part]
-            decoded = (self._decode if self._fast else self._generate)(batch, sampling, [keys[i] for i in part])
-            for i, group in zip(part, decoded, strict=True):
-                yield i, [self.completion(one) for one in group]
+        chats, ids = self._encoded(prompts)
+        for i, group in self._decoded(ids, sampling, list(keys) if keys else chats):
+            yield i, [self.completion(one, sampling.stop) for one in group]
 
-    def completion(self, decoded: Decoded) -> Completion:
-        """The Completion of decoded ids: text without the end token, split by the think-format."""
-        inner = decoded.tokens[:-1] if decoded.stopped else decoded.tokens
-        text = self.loaded.tokenizer.decode(inner, skip_special_tokens=False)
+    def completion(self, decoded: Decoded, stop: Sequence[str] = ()) -> Completion:
+        """The Completion of decoded ids: text without the end token or stop string, split by the think-format."""
+        ended = decoded.stopped and decoded.tokens[-1] in self.loaded.end_ids
+        inner = decoded.tokens[:-1] if ended else decoded.tokens
+        text, _ = cut(self.loaded.tokenizer.decode(inner, skip_special_tokens=False), stop)
         reasoning, answer, well_formed = self.think.split(text)
         return Completion(
             text=text,
@@ -85,6 +99,30 @@ class LocalGenerator:
         """The completion as it would be, had the limit been `tokens`."""
         return self.completion(Decoded(list(completion.tokens[:tokens]), [], False))
 
+    def chat_stream(
+        self, messages: Sequence[Message], sampling: Sampling | None = None
+    ) -> Iterator[tuple[Literal["reasoning", "answer"], str]]:
+        """The pieces of one answer as they are written; leaving the loop early ends the work."""
+        sampling = sampling or Sampling()
+        (text,), (ids,) = self._encoded([messages])
+        ends, stop = set(self.loaded.end_ids), sampling.stop
+        ended = ends_in_stop(self.loaded.tokenizer, stop)
+        if self._fast:
+            own = self._own_weights()
+            tokens = one_by_one(own, ids, sampling, end_ids=self.loaded.end_ids, key=text, ended=ended)
+        else:
+            tokens = other.one_by_one(
+                self.loaded.model,
+                ids,
+                sampling,
+                end_ids=self.loaded.end_ids,
+                pad=self.loaded.tokenizer.pad_token_id,
+                key=text,
+                ended=ended,
+            )
+        written = (token for token in tokens if token not in ends)
+        yield from parts(until(texts(self.loaded.tokenizer, written), stop), self.think)
+
     @torch.no_grad()
     def choose(
         self, prompts: Sequence[Sequence[Message]], letters: Sequence[Sequence[str]]
@@ -94,12 +132,10 @@ class LocalGenerator:
         DanluError when two letters begin with the same token.
         """
         tokenizer, model = self.loaded.tokenizer, self.loaded.model
-        plain = model.get_base_model() if hasattr(model, "peft_config") else model
         first = {letter: encode(tokenizer, [letter])[0][0] for own in letters for letter in own}
         if len(set(first.values())) < len(first):
             raise DanluError("this tokenizer has no token of its own for each option letter", "leave out loglikelihood")
-        texts = [prompt_text(tokenizer, self.think, list(chat), thinking=self.thinking) for chat in prompts]
-        ids = encode(tokenizer, texts)
+        _, ids = self._encoded(prompts)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         model.eval()
         for at in range(0, len(order), self.batch):
@@ -107,64 +143,71 @@ class LocalGenerator:
             sizes = torch.tensor([len(ids[i]) for i in part], device=model.device)
             batch = torch.full((len(part), int(sizes.max())), tokenizer.pad_token_id, device=model.device)
             for row, i in enumerate(part):  # padded on the right: causal attention needs no mask
-                batch[row, : len(ids[i])] = torch.as_tensor(ids[i], dtype=torch.long)
-            hidden = plain.get_decoder()(input_ids=batch, use_cache=False).last_hidden_state
+                batch[row, : len(ids[i])] = torch.tensor(ids[i])
+            hidden = self._plain.get_decoder()(input_ids=batch, use_cache=False).last_hidden_state
             last = hidden[torch.arange(len(part), device=model.device), sizes - 1]
-            scores = plain.get_output_embeddings()(last).float().cpu()  # what heads do on top keeps their order
+            scores = self._plain.get_output_embeddings()(last).float().cpu()  # what heads do on top keeps their order
             for row, i in enumerate(part):
                 yield i, max(letters[i], key=lambda letter: float(scores[row, int(first[letter])]))
 
-    def chat_stream(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Iterator[tuple[str, str]]:
-        """("reasoning" | "answer", text) of one answer; the parts come when they are whole."""
-        _, found = next(self.generate([messages], sampling or Sampling()))
-        if found[0].reasoning:
-            yield "reasoning", found[0].reasoning
-        yield "answer", found[0].answer
+    def _encoded(self, prompts: Sequence[Sequence[Message]]) -> tuple[list[str], list[list[int]]]:
+        """Prompts as text and as ids."""
+        tokenizer = self.loaded.tokenizer
+        chats = [prompt_text(tokenizer, self.think, list(chat), thinking=self.thinking) for chat in prompts]
+        return chats, [found.tolist() for found in encode(tokenizer, chats)]
 
-    def _decode(self, batch: list[list[int]], sampling: Sampling, keys: list[str]) -> list[list[Decoded]]:
-        return decode(
-            self._weights,
-            batch,
-            max_tokens=sampling.max_tokens,
+    def _decoded(
+        self, ids: list[list[int]], sampling: Sampling, keys: list[str]
+    ) -> Iterator[tuple[int, list[Decoded]]]:
+        if not self._fast:
+            yield from self._through_transformers(ids, sampling, keys)
+            return
+        yield from decode(
+            self._own_weights(),
+            ids,
+            sampling,
             end_ids=self.loaded.end_ids,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            samples=sampling.samples,
-            seed=sampling.seed,
             keys=keys,
+            rows=self.batch,
+            memory=self.memory,
+            ended=ends_in_stop(self.loaded.tokenizer, sampling.stop),
         )
 
-    def _generate(self, batch: list[list[int]], sampling: Sampling, keys: list[str]) -> list[list[Decoded]]:
-        """transformers' generate on a left-padded batch; seeded by batch, not by row."""
-        model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        length = max(map(len, batch))
-        pad = tokenizer.pad_token_id
-        rows = [[pad] * (length - len(row)) + row for row in batch]
-        marks = [[0] * (length - len(row)) + [1] * len(row) for row in batch]
-        place = model.device
-        torch.manual_seed(_seed(sampling.seed, keys))
-        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
-            out = model.generate(
-                input_ids=torch.tensor(rows, device=place),
-                attention_mask=torch.tensor(marks, device=place),
-                max_new_tokens=sampling.max_tokens,
-                num_return_sequences=sampling.samples,
-                eos_token_id=list(self.loaded.end_ids),
-                pad_token_id=pad,
-                **(drawn if sampling.temperature > 0 else {"do_sample": False}),
-            )
-        model.train(was_training)
-        ends, decoded = set(self.loaded.end_ids), []
-        for row in out[:, length:].tolist():
-            cut = next((i + 1 for i, token in enumerate(row) if token in ends), None)
-            decoded.append(Decoded(row[:cut], [], cut is not None))
-        n = sampling.samples
-        return [decoded[i * n : (i + 1) * n] for i in range(len(batch))]
+    def _through_transformers(
+        self, ids: list[list[int]], sampling: Sampling, keys: list[str]
+    ) -> Iterator[tuple[int, list[Decoded]]]:
+        """Batches of similar length, made smaller when memory runs out."""
+        tokenizer, batch = self.loaded.tokenizer, self.batch
+        ended = ends_in_stop(tokenizer, sampling.stop)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        while order:
+            size = max(1, min(batch, self._fitting(len(ids[order[0]]) + sampling.max_tokens)) // sampling.samples)
+            part = order[:size]
+            try:
+                found = other.generate(
+                    self.loaded.model,
+                    [ids[i] for i in part],
+                    sampling,
+                    end_ids=self.loaded.end_ids,
+                    pad=tokenizer.pad_token_id,
+                    keys=[keys[i] for i in part],
+                    ended=ended,
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error) or size == 1:
+                    raise
+                batch = max(1, size * sampling.samples // 2)
+                display.warn(f"memory ran out while decoding: going on with {batch} completions together")
+                continue
+            yield from zip(part, found, strict=True)
+            order = order[size:]
 
-
-def _seed(seed: int, keys: Sequence[str]) -> int:
-    word = hashlib.blake2b("|".join([str(seed), *keys]).encode(), digest_size=4).digest()
-    return int.from_bytes(word, "big") >> 1
+    def _fitting(self, length: int) -> int:
+        """How many rows of so many tokens fit, as far as the config tells."""
+        config = self._plain.config.get_text_config()
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        allowed = cache_budget(self.loaded.model.device) if self.memory is None else self.memory
+        width = self.loaded.model.dtype.itemsize
+        return max(1, allowed // row_bytes(layers, kv_heads, size, length, config.vocab_size, width))

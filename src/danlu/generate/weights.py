@@ -1,0 +1,337 @@
+"""The weights of a Llama, Qwen2 or Qwen3 as decoding multiplies with them, taken from a transformers or peft model.
+
+Method: `snapshot` looks at every linear layer and chooses a layout for its matrix:
+- on a CPU, where a copy fits into memory: q, k, v and gate, up joined; large matrices packed by oneDNN and small ones
+  transposed, because the [out, in] order of checkpoints is up to twice as slow for 4 to 64 rows;
+- elsewhere the model's own tensors, untouched: no copy, a 4-bit base multiplied by bitsandbytes.
+Adapters are merged into small copied fp32 matrices and kept apart as y = x W^T + (x A^T) (s B)^T from all others:
+a merge writes the whole matrix at every training step, rounds in half precision, and cannot be done in 4 bits.
+A later snapshot keeps every matrix whose base and adapter did not change.
+Not covered (see `plain_lora`): DoRA, adapters with biases, adapters of embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from danlu.generate.memory import free_bytes
+from danlu.models.decoder import dense, inner, supports
+
+LARGE = 1 << 20  # numbers of a matrix from which packing, and keeping the adapter apart, pays
+SHARE = 0.5  # of the free memory that copies may take
+
+Adapters = Literal["auto", "merged", "apart"]
+Layout = Literal["rows", "columns", "packed", "four_bit"]
+Pair = tuple[Tensor, Tensor]  # (A [r, in], s B [out, r])
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a matrix was made from: to see whether it still is so."""
+
+    sources: tuple[Any, ...]  # weights and biases
+    versions: tuple[int, ...]
+    pairs: tuple[Pair | None, ...]
+
+    def same_base(self, sources: Sequence[Any]) -> bool:
+        """Whether these are the tensors it was made from, neither trained nor written to since."""
+        if [id(one) for one in sources] != [id(one) for one in self.sources]:
+            return False
+        return not any(one.requires_grad for one in sources) and _versions(sources) == self.versions
+
+    def same_adapters(self, pairs: Sequence[Pair | None]) -> bool:
+        return all(_equal(a, b) for a, b in zip(pairs, self.pairs, strict=True))
+
+
+def _versions(sources: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(one._version for one in sources)
+
+
+def _equal(a: Pair | None, b: Pair | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """One linear layer, or several that take the same input, joined. `low` [in, r], `high` [r, out]: adapters."""
+
+    layout: Layout
+    parts: tuple[Any, ...]
+    bias: Tensor | None
+    low: Tensor | None
+    high: Tensor | None
+    origin: Origin
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [N, in] -> [N, out]"""
+        if self.layout == "packed":
+            y = torch.ops.mkldnn._linear_pointwise(x, self.parts[0], self.bias, "none", [], "")
+        elif self.layout == "columns":
+            y = torch.mm(x, self.parts[0]) if self.bias is None else torch.addmm(self.bias, x, self.parts[0])
+        else:
+            one = _four_bit if self.layout == "four_bit" else F.linear
+            found = [one(x, part) for part in self.parts]
+            y = found[0] if len(found) == 1 else torch.cat(found, -1)
+            if self.bias is not None:
+                y += self.bias
+        if self.low is not None and self.high is not None:
+            y.addmm_(torch.mm(x, self.low), self.high)
+        return y
+
+
+def _four_bit(x: Tensor, weight: Any) -> Tensor:
+    import bitsandbytes as bnb
+
+    return bnb.matmul_4bit(x, weight.t(), quant_state=weight.quant_state)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
+    norm_in: Tensor
+    norm_out: Tensor
+    norm_qk: Tensor | None  # [heads + kv_heads, head_dim]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All that decoding needs."""
+
+    layers: tuple[Layer, ...]
+    embed: Tensor
+    head: Matrix
+    norm: Tensor
+    inverse_frequency: Tensor
+    rope_scale: float
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    copied: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.device
+
+    @property
+    def vocabulary(self) -> int:
+        return self.embed.shape[0]
+
+    def matrices(self) -> Iterator[Matrix]:
+        for layer in self.layers:
+            yield from (layer.qkv, layer.out, layer.gate_up, layer.down)
+        yield self.head
+
+
+def plain_lora(model: Any) -> bool:
+    """Whether all adapters of `model` are ones that `snapshot` knows: LoRA on linear layers without extras."""
+    kinds = (getattr(config, "peft_type", "LORA") for config in getattr(model, "peft_config", {}).values())
+    if any(str(getattr(kind, "value", kind)) != "LORA" for kind in kinds):
+        return False
+    for module in model.modules():
+        if any(len(getattr(module, name, ())) for name in ("lora_embedding_A", "lora_magnitude_vector")):
+            return False
+        if any(b.bias is not None for b in getattr(module, "lora_B", {}).values()):
+            return False
+    return True
+
+
+@torch.no_grad()
+def snapshot(
+    model: Any,
+    dtype: torch.dtype | None = None,
+    *,
+    previous: Weights | None = None,
+    adapters: Adapters = "auto",
+    copies: bool | None = None,
+) -> Weights:
+    """Weights of a transformers (or peft) causal model as they are now.
+
+    previous: an earlier snapshot of the same model, whose unchanged matrices are kept. adapters: "merged" needs
+    copies. copies: rearrange matrices for speed; None: on a CPU, where they fit. What is not copied is the model's
+    own: it changes with it. ValueError if `supports` says no.
+    """
+    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    config = plain.config
+    if not supports(config):
+        raise ValueError(f"no fast decoder for {config.model_type}")
+    decoder = plain.model
+    embedding = inner(decoder.embed_tokens)
+    dtype = dtype or embedding.weight.dtype
+    if copies is None:
+        copies = previous.copied if previous else adapters == "merged" or _copies_fit(plain, dtype)
+    if adapters == "merged" and not copies:
+        raise ValueError("adapters are merged into copies only")
+    kept = {id(m.origin.sources[0]): m for m in previous.matrices()} if previous else {}
+
+    def matrix(*modules: Any) -> Matrix:
+        modules = tuple(inner(module) for module in modules)
+        bases = [base_of(module) for module in modules]
+        biases = [base.bias for base in bases if base.bias is not None]
+        sources, pairs = (*(base.weight for base in bases), *biases), tuple(_pair(module) for module in modules)
+        old = kept.get(id(sources[0]))
+        if old is not None and not old.origin.same_base(sources):
+            old = None
+        if old is not None and old.origin.same_adapters(pairs):
+            return old
+        return _made(sources, len(bases), pairs, old, dtype, copies, adapters)
+
+    layers = []
+    for layer in decoder.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        layers.append(
+            Layer(
+                qkv=matrix(attention.q_proj, attention.k_proj, attention.v_proj),
+                out=matrix(attention.o_proj),
+                gate_up=matrix(mlp.gate_proj, mlp.up_proj),
+                down=matrix(mlp.down_proj),
+                norm_in=inner(layer.input_layernorm).weight.to(dtype),
+                norm_out=inner(layer.post_attention_layernorm).weight.to(dtype),
+                norm_qk=_norm_qk(attention, config, dtype) if hasattr(attention, "q_norm") else None,
+            )
+        )
+    rotary = decoder.rotary_emb
+    return Weights(
+        layers=tuple(layers),
+        embed=embedding.weight.detach().to(dtype),
+        head=matrix(plain.lm_head),
+        norm=inner(decoder.norm).weight.to(dtype),
+        inverse_frequency=rotary.inv_freq.float(),
+        rope_scale=float(getattr(rotary, "attention_scaling", 1.0)),
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        eps=config.rms_norm_eps,
+        copied=copies,
+    )
+
+
+def base_of(module: Any) -> Any:
+    """The plain layer inside one that peft wrapped."""
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+
+
+def _norm_qk(attention: Any, config: Any, dtype: torch.dtype) -> Tensor:
+    """The weights of q's and k's norms, a row for each head, so that both are normed at once."""
+    q, k = attention.q_norm.weight.to(dtype), attention.k_norm.weight.to(dtype)
+    return torch.cat([q.expand(config.num_attention_heads, -1), k.expand(config.num_key_value_heads, -1)])
+
+
+def _pair(module: Any) -> Pair | None:
+    """The active adapters of a linear layer as one (copies: what is trained changes in place)."""
+    names = [name for name in getattr(module, "active_adapters", ()) if name in getattr(module, "lora_A", {})]
+    if not names or getattr(module, "disable_adapters", False):
+        return None
+    low = torch.cat([module.lora_A[name].weight.detach() for name in names])
+    return low, torch.cat([module.lora_B[name].weight.detach() * module.scaling[name] for name in names], 1)
+
+
+def _shape(weight: Any) -> tuple[int, int]:
+    """(out, in) of a matrix, also of a 4-bit one."""
+    state = getattr(weight, "quant_state", None)
+    return tuple(state.shape if state is not None else weight.shape)  # type: ignore[return-value]
+
+
+def _copies_fit(plain: Any, dtype: torch.dtype) -> bool:
+    """Whether copies of all linear layers are of use and fit into memory."""
+    linear = [base_of(one) for layer in plain.model.layers for one in layer.modules() if hasattr(one, "in_features")]
+    weights = {id(one): one.weight for one in [*linear, base_of(inner(plain.lm_head))]}.values()
+    four_bit = any(type(weight).__name__ == "Params4bit" for weight in weights)
+    place = inner(plain.model.embed_tokens).weight.device
+    if place.type != "cpu" or (dtype != torch.float32 and not four_bit):
+        return False
+    needed = sum(out * width for out, width in map(_shape, weights)) * dtype.itemsize
+    return needed <= SHARE * free_bytes(place)
+
+
+def _made(
+    sources: tuple[Any, ...],
+    count: int,
+    pairs: tuple[Pair | None, ...],
+    old: Matrix | None,
+    dtype: torch.dtype,
+    copies: bool,
+    adapters: Adapters,
+) -> Matrix:
+    """A Matrix of `count` weights and their biases; `old` has the same base and other adapters."""
+    weights, biases = sources[:count], sources[count:]
+    shapes = [_shape(weight) for weight in weights]
+    small = sum(out for out, _ in shapes) * shapes[0][1] < LARGE
+    exact = copies and dtype == torch.float32
+    merged = any(pairs) and (adapters == "merged" or (adapters == "auto" and exact and small))
+    low, high = (None, None) if merged else _joined(pairs, shapes, dtype)
+    origin = Origin(sources, _versions(sources), pairs)
+    if old is not None and not merged and (old.low is not None or not any(old.origin.pairs)):
+        return replace(old, low=low, high=high, origin=origin)
+    bias = torch.cat([one.detach().to(dtype) for one in biases]) if biases else None
+    if not copies:
+        four_bit = type(weights[0]).__name__ == "Params4bit"
+        parts = weights if four_bit else tuple(weight.detach().to(dtype) for weight in weights)
+        return Matrix("four_bit" if four_bit else "rows", parts, bias, low, high, origin)
+    whole = torch.cat([_merged(w, pair if merged else None, dtype) for w, pair in zip(weights, pairs, strict=True)])
+    layout, part = _laid_out(whole, small)
+    return Matrix(layout, (part,), bias, low, high, origin)
+
+
+def _merged(weight: Any, pair: Pair | None, dtype: torch.dtype) -> Tensor:
+    """A base with its adapters added in fp32."""
+    if pair is None:
+        return dense(weight, dtype).detach()
+    low, high = pair
+    return torch.addmm(dense(weight).detach().float(), high.float(), low.float()).to(dtype)
+
+
+def _joined(
+    pairs: Sequence[Pair | None], shapes: Sequence[tuple[int, int]], dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """Adapters of joined layers as one: A^T side by side, B^T on a diagonal of blocks."""
+    present = [pair for pair in pairs if pair is not None]
+    if not present:
+        return None, None
+    low = torch.cat([a for a, _ in present]).t().to(dtype).contiguous()
+    high = low.new_zeros(low.shape[1], sum(out for out, _ in shapes))
+    row = column = 0
+    for pair, (out, _) in zip(pairs, shapes, strict=True):
+        if pair is not None:
+            rank = pair[0].shape[0]
+            high[row : row + rank, column : column + out] = pair[1].t()
+            row += rank
+        column += out
+    return low, high
+
+
+def _laid_out(whole: Tensor, small: bool) -> tuple[Layout, Tensor]:
+    """A copied [out, in] matrix in the order that multiplies fastest here."""
+    if whole.device.type != "cpu" or whole.dtype != torch.float32:
+        return "rows", whole
+    if small or not _can_pack():
+        return "columns", whole.t().contiguous()
+    return "packed", torch.ops.mkldnn._reorder_linear_weight(whole)
+
+
+@lru_cache(maxsize=1)
+def _can_pack() -> bool:
+    """Whether oneDNN's packed product works here (its operators are private to PyTorch, so it is tried)."""
+    weight, x = torch.arange(512.0).view(16, 32), torch.ones(3, 32)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        found = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    except (RuntimeError, AttributeError, TypeError):
+        return False
+    return torch.equal(found, x @ weight.t())
