@@ -69,6 +69,13 @@ ZH = {
         "keep_best 和 patience 所说的“最好”，依次为：验证行损失最低、watch 的正确率最高"
     ),
     "deliver the adapter that was best in evaluations, not the last one": "交付评测中最好的适配器，而不是最后一版",
+    "who makes the steps: our own loop | TRL's GRPOTrainer, with our data, rewards and run": (
+        "由谁走每一步：我们自己的循环，或 TRL 的 GRPOTrainer（数据、奖励和运行目录仍是我们的）"
+    ),
+    "what samples; vllm: with engine trl, needs CUDA": "用什么采样；vllm：须配 engine: trl，需要 CUDA",
+    "options of TRL's GRPOConfig that begin with vllm_, without that": (
+        "TRL GRPOConfig 里 vllm_ 开头的选项，写时去掉这个前缀"
+    ),
     "rows with a gold answer; empty: data.train": "带标准答案的行；留空用 data.train",
     "held-out questions whose accuracy is watched; empty: none": "训练途中盯正确率的留出题；留空则不看",
     "deliver the adapter with the best held-out accuracy": "交付留出题正确率最高时的适配器",

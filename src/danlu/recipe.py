@@ -321,6 +321,13 @@ class Filter(Section):
 
 
 class Grpo(Training):
+    engine: Literal["danlu", "trl"] = Field(
+        "danlu", description="who makes the steps: our own loop | TRL's GRPOTrainer, with our data, rewards and run"
+    )
+    generate: Literal["local", "vllm"] = Field("local", description="what samples; vllm: with engine trl, needs CUDA")
+    vllm: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="options of TRL's GRPOConfig that begin with vllm_, without that"
+    )
     data: Sources = Field([], description="rows with a gold answer; empty: data.train")
     valid: Sources = Field([], description="held-out questions whose accuracy is watched; empty: none")
     keep_best: bool = Field(True, description="deliver the adapter with the best held-out accuracy")
@@ -369,6 +376,8 @@ class Grpo(Training):
     def _comparing(self) -> Grpo:
         if self.group < 2:
             raise ValueError("group is at least 2: a completion is compared with others of its prompt")
+        if self.engine == "danlu" and (self.generate == "vllm" or self.vllm):
+            raise ValueError("vllm samples for engine: trl only")
         return self
 
 

@@ -1,18 +1,29 @@
-"""TRL as the oracle of our losses: the same rollouts through its own scoring, advantages, loss and backward pass."""
+"""TRL as the oracle of our losses (the same rollouts through its own scoring, advantages, loss and backward pass), and
+as the engine of a stage."""
 
 from __future__ import annotations
 
+import signal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_training import recipe, write_questions
+from small_training import new_run, recipe, write_questions
 from stepping import Seen
 
+from danlu.errors import DanluError, Stopped
+from danlu.generate import Sampling
+from danlu.generate.local import LocalGenerator
+from danlu.models.load import load
+from danlu.recipe import Recipe
+from danlu.run import Run
 from danlu.train import grpo as stage
+from danlu.train import trl as engine
+from danlu.train.metrics import MEASURED
 from danlu.train.policy import CLIPS, Step
-from tiny_models import trained
+from tiny_models import tokenizer, trained
 
 trl = pytest.importorskip("trl")
 
@@ -156,3 +167,151 @@ def test_loss_and_gradient_are_trls(base: Path, data: Path, tmp_path: Path, loss
     assert figures["entropy"] == pytest.approx(metrics["entropy"][-1], rel=1e-4)
     if settings.kl:
         assert figures["kl"] == pytest.approx(metrics["kl"][-1], rel=1e-3)
+
+
+# ---- as the engine
+
+
+def ran(made: Recipe, path: Path, resume: bool = False, start: str | None = None) -> Run:
+    run = new_run(path, made, "grpo", resume=resume)
+    with run.recording():
+        run.record(**stage.grpo(made, run, start))
+    return run
+
+
+def plain(run: Run) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in run.metrics()]
+
+
+def by_trl(base: Path, data: Path, **more: Any) -> Recipe:
+    settings = {
+        "engine": "trl",
+        "steps": 4,
+        "prompts": 3,
+        "temperature": 1.7,
+        "micro_batch": 6,
+        "mask_truncated": False,
+    }
+    return recipe(base, data, grpo=settings | more)
+
+
+@pytest.mark.slow
+def test_a_run_by_trl_is_a_run_like_ours(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"valid": str(data), "eval_every": 2, "iterations": 2, "kl": 0.05}
+    made = by_trl(base, data, **more)
+    run = ran(made, tmp_path / "trl")
+    assert capsys.readouterr().out == ""
+    ours = ran(made.model_copy(update={"grpo": made.grpo.model_copy(update={"engine": "danlu"})}), tmp_path / "danlu")
+    assert [row["step"] for row in run.metrics()] == [row["step"] for row in ours.metrics()] == [2, 2, 4, 4]
+    without = {"importance_difference", "importance_largest", "importance_capped", "update_tokens_per_second"}
+    without |= {"forward_seconds", "backward_seconds", "optimizer_seconds"}
+    for theirs, own in zip(run.metrics(), ours.metrics(), strict=True):
+        assert set(theirs) == set(own) - without
+        if "reward" in theirs:
+            assert theirs["reward"] == pytest.approx(theirs["rewards/stop"] + 0.5 * theirs["rewards/think_format"])
+            assert theirs["lr"] == own["lr"]
+            assert theirs["grad_norm"] > 0
+            assert 0 < theirs["entropy"] < 7
+            assert theirs["prompts_seen"] == own["prompts_seen"]
+    assert run.metrics()[0]["kl"] > 0  # after the first of two iterations
+    assert [row["id"] for row in run.samples()] == [row["id"] for row in ours.samples()]
+    assert {frozenset(row) for row in run.samples()} == {frozenset(row) for row in ours.samples()}
+    assert set(run.info()["results"]) == set(ours.info()["results"])
+    assert sorted(path.name for path in run.path.rglob("*")) == sorted(path.name for path in ours.path.rglob("*"))
+    answered = LocalGenerator(load(made.model, str(run.path))).generate(
+        [[{"role": "user", "content": "x"}]], Sampling(4)
+    )
+    assert len(list(answered)) == 1
+
+
+@pytest.mark.slow
+def test_the_reward_rises_with_trl_too(base: Path, data: Path, tmp_path: Path) -> None:
+    rewards = [{"name": "think_format", "weight": -1.0}]
+    optimizer = {"lr": 1e-2, "schedule": "constant", "warmup": 0.0}
+    settings = {"steps": 15, "prompts": 4, "group": 8, "temperature": 1.3, "max_completion": 24, "micro_batch": 32}
+    run = ran(by_trl(base, data, **settings, rewards=rewards, optimizer=optimizer), tmp_path / "run")
+    curve = [row["reward"] for row in run.metrics()]
+    assert sum(curve[-4:]) / 4 > sum(curve[:4]) / 4 + 0.15, curve
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_an_interrupted_run_by_trl_goes_on_exactly(base: Path, data: Path, tmp_path: Path, iterations: int) -> None:
+    """By a signal in a reward, by a reward that breaks, and by the end of the process."""
+    steps = {"steps": 6 * iterations, "save_every": 2, "eval_every": 4 * iterations}
+    made = by_trl(base, data, iterations=iterations, **steps, valid=str(data))
+    whole = ran(made, tmp_path / "whole")
+    parts = tmp_path / "parts"
+    for failure in ("signal", "error", "end"):
+        with pytest.MonkeyPatch.context() as patch:
+            score, calls = stage.Rewards.score_all, []
+
+            def broken(self: Any, *args: Any, score: Any = score, calls: Any = calls, failure: Any = failure) -> Any:
+                calls.append(1)
+                if len(calls) == 2:
+                    if failure == "signal":
+                        signal.raise_signal(signal.SIGTERM)
+                    raise DanluError("broken") if failure == "error" else SystemExit(9)
+                return score(self, *args)
+
+            patch.setattr(stage.Rewards, "score_all", broken)
+            with pytest.raises({"signal": Stopped, "error": DanluError, "end": SystemExit}[failure]):
+                ran(made, parts, resume=parts.exists())
+    assert plain(ran(made, parts, resume=True)) == plain(whole)
+    assert Run.open(parts).samples() == whole.samples()
+    adapters = [(path / "artifact" / "adapter_model.safetensors").read_bytes() for path in (parts, whole.path)]
+    assert adapters[0] == adapters[1]
+
+
+def test_prompts_are_read_with_our_ids(base: Path, data: Path) -> None:
+    """Also by a tokenizer that puts its first token in front of every text, as Llama's do."""
+    for kind in ("chatml", "llama3"):
+        loaded = load(recipe(base, data).model)
+        loaded.tokenizer = tokenizer(kind)
+        samples = stage.prompts(recipe(base, data), recipe(base, data).grpo.data).train
+        questions = stage.short_enough(loaded, samples, 500)
+        texts = engine.prompt_texts(loaded, questions)
+        assert loaded.tokenizer(texts)["input_ids"] == [ids for _, ids in questions]
+        assert texts[0].startswith("<|begin_of_text|>") is False
+        with pytest.raises(DanluError, match=f"prompt of {questions[1][0].id}"):
+            engine.prompt_texts(loaded, [questions[0], (questions[1][0], [1, 2])])
+
+
+@pytest.mark.parametrize(
+    ("more", "missing", "told"),
+    [
+        ({}, "trl", r"grpo.engine: trl needs trl.*\n.*pip install"),
+        ({"generate": "vllm"}, "vllm", r"grpo.generate: vllm needs vllm"),
+        ({"resample": 2}, "", "no dynamic sampling"),
+        ({"kl": 0.1}, "", "KL to the base"),
+        ({"kl": 0.1, "method": "full"}, "", "LoRA"),
+        ({"vllm": {"gpu_memory_utilisation": 0.3}, "generate": "vllm"}, "", "did you mean gpu_memory_utilization"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_this_engine_cannot_do_is_told_before_anything_is_loaded(
+    base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], missing: str, told: str
+) -> None:
+    monkeypatch.setattr(engine, "find_spec", lambda name: None if name == missing else find_spec("trl"))
+    with pytest.raises(DanluError, match=told):
+        engine.check(by_trl(base, data, **more).grpo, start="runs/sft")
+
+
+def test_vllm_is_for_trl() -> None:
+    with pytest.raises(ValueError, match="engine: trl only"):
+        Recipe.model_validate({"name": "x", "grpo": {"generate": "vllm"}})
+
+
+def test_options_of_vllm_are_handed_on(base: Path, data: Path, tmp_path: Path) -> None:
+    vllm = {"mode": "colocate", "gpu_memory_utilization": 0.3, "importance_sampling_clip_max": 3.0}
+    made = by_trl(base, data, generate="vllm", vllm=vllm, loss="gspo", importance="sequence", micro_batch=5)
+    found = engine.options(made.grpo, Seen(made, tmp_path / "run").loop, 7)
+    config = trl.GRPOConfig(**found)
+    assert (config.use_vllm, config.vllm_mode, config.vllm_gpu_memory_utilization) == (True, "colocate", 0.3)
+    assert config.vllm_importance_sampling_mode == "sequence_truncate"
+    assert config.vllm_importance_sampling_clip_max == 3.0
+    assert (config.loss_type, config.importance_sampling_level, config.epsilon) == ("grpo", "sequence", 3e-4)
+    assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (4, 3)
+    assert config.max_steps == 7

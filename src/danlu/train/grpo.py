@@ -61,6 +61,10 @@ def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     trackers.check(settings.track)
     if settings.patience and not settings.valid:
         raise DanluError("grpo.patience needs held-out questions", "give grpo.valid")
+    if settings.engine == "trl":
+        from danlu.train import trl  # it imports from here
+
+        trl.check(settings, start)
     loaded, questions, held_out = prepare(recipe, run, start)
     loop = Loop(run, settings, loaded, settings.steps, largest_is_best=True)
     generator = LocalGenerator(loaded, name=run.name, batch=settings.rollout_batch)
@@ -76,8 +80,13 @@ def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
 
     with Rewards(settings.rewards, settings.gate) as rewards:
         source = Source(settings, recipe.seed, generator, questions, rewards)
-        stage = Stage(loop, source, watcher, loop.last("prompts_seen").get("prompts_seen", 0))
-        loop.go("grpo", stage.step, evaluate if held_out else None, "eval_accuracy", settings.keep_best)
+        seen = loop.last("prompts_seen").get("prompts_seen", 0)
+        watched = evaluate if held_out else None
+        if settings.engine == "trl":
+            trl.go(loop, source, watcher, seen, watched)
+        else:
+            stage = Stage(loop, source, watcher, seen)
+            loop.go("grpo", stage.step, watched, "eval_accuracy", settings.keep_best)
     if settings.keep_best:
         loop.use_best()
     deliver(loop, recipe)

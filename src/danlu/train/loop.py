@@ -127,6 +127,11 @@ class Loop:
         self._rested["logged"] = {name: self.run.size(name) for name in LOGS}
         self._rng, self._rested_best = rng.state(), self.best
 
+    @property
+    def rested_rng(self) -> dict[str, Any]:
+        """Where the random generators stood at the last rest."""
+        return self._rng
+
     def save(self) -> Path:
         """Write a checkpoint of the last rest. A full disk ends the run; the older checkpoint stays."""
         scaler = self.accelerator.scaler

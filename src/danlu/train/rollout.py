@@ -104,14 +104,18 @@ def collect(source: Source, step: int, seen: int, breathe: Callable[..., Any] = 
     figures = described(groups, rewards)
     if settings.resample:
         figures["resampled"] = len(groups) - settings.prompts
-    scale = settings.loss != "dr_grpo" if settings.scale_rewards == "auto" else settings.scale_rewards
-    for group, row in zip(groups, advantages(rewards, scale).tolist(), strict=True):
+    for group, row in zip(groups, advantages(rewards, scales(settings)).tolist(), strict=True):
         for rollout, value in zip(group, row, strict=True):
             rollout.advantage = value
     spare = max(0, missing)  # groups without variance that stay for want of others
     kept = [i for i, same in enumerate(equal) if not same or sum(equal[: i + 1]) <= spare]
     tokens = sum(len(rollout.completion.tokens) for group in groups for rollout in group)
     return Drawn([groups[i] for i in kept], [equal[i] for i in kept], tokens, seen, figures, seconds)
+
+
+def scales(settings: Grpo) -> bool:
+    """Whether advantages are divided by the group's standard deviation."""
+    return settings.loss != "dr_grpo" if settings.scale_rewards == "auto" else settings.scale_rewards
 
 
 def rewards_of(groups: list[list[Rollout]]) -> Tensor:
