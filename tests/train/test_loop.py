@@ -147,8 +147,13 @@ def step_of(of: Loop, scale: float = 1.0) -> Any:
     return step
 
 
-def test_a_resumed_loop_goes_on_exactly(base: Path, tmp_path: Path) -> None:
-    settings = {"save_every": 3, "eval_every": 2, "lora": {"r": 4, "alpha": 8, "dropout": 0.2}}
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_a_resumed_loop_goes_on_exactly(base: Path, tmp_path: Path, optimizer: str) -> None:
+    """r = 40: matrices of 4096 numbers and more, whose moments bitsandbytes keeps in 8 bits, and smaller ones in 32."""
+    if optimizer != "adamw":
+        pytest.importorskip("bitsandbytes")
+    settings: dict[str, Any] = {"save_every": 3, "eval_every": 2, "optimizer": {"name": optimizer, "lr": 1e-2}}
+    settings["lora"] = {"r": 40, "alpha": 40, "dropout": 0.2}
     numbers = [5.0, 2.0, 9.0, 3.0, 4.0]
 
     def run_of(name: str, steps: int, first: int = 0) -> Loop:
@@ -172,6 +177,8 @@ def test_a_resumed_loop_goes_on_exactly(base: Path, tmp_path: Path) -> None:
     whole = run_of("whole", 10)
     run_of("run", 5)
     last = run_of("run", 10, first=3)
+    kinds = {value.dtype for state in last.optimizer.state.values() for value in state.values() if _is_moment(value)}
+    assert kinds == ({torch.float32} if optimizer == "adamw" else {torch.float32, torch.uint8})
     assert whole.run.metrics() == last.run.metrics()
     assert [row["step"] for row in last.run.metrics()] == [1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8, 9, 10, 10]
     assert (last.best_value, last.best_step, last.stale, last.tokens) == (2.0, 4, 3, 100)
@@ -179,6 +186,10 @@ def test_a_resumed_loop_goes_on_exactly(base: Path, tmp_path: Path) -> None:
     for made in (last, whole):
         made.use_best()
     assert same(values(last), values(whole))
+
+
+def _is_moment(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 2
 
 
 def test_a_loss_that_is_not_finite_touches_nothing(base: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,22 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_training import new_run, recipe, write_rows
+from small_training import new_run, recipe, write_questions, write_rows
 
 from danlu.cli import main
-from danlu.data.prepare import prepare, shape_of
+from danlu.data.prepare import prepare, prompts, shape_of
 from danlu.data.render import IGNORE
 from danlu.data.rows import TrainingRows
 from danlu.data.store import open_store
 from danlu.errors import DanluError
+from danlu.generate.local import LocalGenerator
 from danlu.models.load import load
 from danlu.run import Run, read_json
+from danlu.train import checkpoint
 from danlu.train.schedule import learning_rate, row_order
 from danlu.train.sft import _row, sft
+from danlu.train.watch import figures
+from killed import in_child
 from tiny_models import build, tokenizer
 from tiny_models import trained as memorised
 
@@ -91,7 +96,7 @@ def test_the_loss_curve_is_that_of_a_plain_loop(base: Path, data: Path, tmp_path
 
 def test_batch_size_and_accumulation_change_nothing(base: Path, data: Path, tmp_path: Path) -> None:
     found = []
-    for size, times in ((4, 1), (2, 2), (1, 4), (3, 1)):
+    for size, times in ((8, 1), (4, 2), (1, 8), (3, 1)):
         sizes = {"batch_size": size, "accumulation": times, "optimizer": {"lr": 1e-3}}
         run, tensors = trained(recipe(base, data, sft=sizes), tmp_path / f"run{size}")
         found.append((losses(run), losses(run, "grad_norm"), tensors))
@@ -101,6 +106,35 @@ def test_batch_size_and_accumulation_change_nothing(base: Path, data: Path, tmp_
         for name, value in tensors.items():
             torch.testing.assert_close(value, found[0][2][name], rtol=0, atol=1e-5)
     assert found[3][0] != pytest.approx(found[0][0], abs=1e-3)  # three rows a step are another training
+
+
+@pytest.mark.slow
+def test_memory_that_is_refused_halves_the_micro_batch(base: Path, tmp_path: Path) -> None:
+    """In a process of its own with a real limit; the losses are those of small micro-batches from the start."""
+    long = " ".join(str(7919 * n % 10_007) for n in range(360))  # a token for every digit
+    rows = [{"question": f"q{n}", "reasoning": long, "answer": "a"} for n in range(8)]
+    data = write_rows(tmp_path / "rows.jsonl", rows=rows)
+    settings = {"batch_size": 8, "steps": 2}
+    made = recipe(base, data, data={"max_length": 2048}, sft=settings)
+    small = recipe(base, data, data={"max_length": 2048}, sft=settings | {"micro_batch": 1})
+
+    def limited() -> None:
+        trained(small, tmp_path / "first")  # everything is imported and has its threads
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + 60 * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        trained(made, tmp_path / "limited")
+
+    assert in_child(limited) == 0
+    run, tensors = trained(small, tmp_path / "small")
+    halved = Run.open(tmp_path / "limited")
+    assert halved.info()["status"] == "done"
+    assert halved.info()["results"]["halvings"] in (1, 2, 3)
+    assert losses(halved) == pytest.approx(losses(run), abs=1e-5)
+    state = read_json(checkpoint.listed(halved.checkpoints)[-1] / "state.json")
+    assert state["halvings"] == halved.info()["results"]["halvings"]
+    for name, value in load_file(halved.artifact / "adapter_model.safetensors").items():
+        torch.testing.assert_close(value, tensors[name], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +163,43 @@ def test_the_best_is_delivered(data: Path, tmp_path: Path) -> None:
         assert results["best_step"] == curve.index(min(curve)) + 1 < 6
         assert results["eval_loss"] == curve[-1]
     assert any(not torch.equal(found[True][name], found[False][name]) for name in found[True])
+
+
+def test_questions_are_watched_and_decide_what_is_best(data: Path, tmp_path: Path, capsys: Any) -> None:
+    """A model that knows the answers, and a rate that ruins it: accuracy falls, the first weights are delivered."""
+    watch = write_questions(tmp_path / "watch.jsonl", 4)
+    settings = {"steps": 12, "eval_every": 1, "watch": str(watch), "best_on": "accuracy", "patience": 3}
+    settings |= {"optimizer": {"lr": 0.5, "warmup": 1.0}}  # it rises step by step
+    made = recipe(memorised(), data, data={"valid_fraction": 0.25}, sft=settings, eval={"max_tokens": 24})
+    run, _ = trained(made, tmp_path / "run")
+    curve, results = losses(run, "eval_accuracy"), run.info()["results"]
+    assert curve[0] > curve[-1] == 0.0
+    assert len(losses(run, "eval_loss")) == len(curve) == 4
+    assert results["best_eval_accuracy"] == curve[0]
+    assert (results["best_step"], results["steps"], results["stopped_early"]) == (1, 4, True), curve
+    assert results["eval_accuracy"] == curve[-1]
+    assert "questions in sft.watch" not in capsys.readouterr().err
+    loaded = load(made.model, str(run.path))  # what is delivered answers as it did then
+    samples = prompts(made, made.sft.watch).train
+    assert figures(LocalGenerator(loaded), samples, 24)["eval_accuracy"] == curve[0]
+    seen = [{"question": row.question, "reasoning": "r", "answer": "a"} for row in samples]
+    known = write_rows(tmp_path / "known.jsonl", rows=seen)
+    trained(recipe(memorised(), known, sft=settings | {"steps": 1}, eval={"max_tokens": 4}), tmp_path / "known")
+    assert "4 of the 4 questions in sft.watch stand in the training rows" in capsys.readouterr().err
+
+
+def test_what_best_and_patience_need(base: Path, data: Path, tmp_path: Path) -> None:
+    watch = str(write_questions(tmp_path / "watch.jsonl", 4))
+    for wrong, told in (
+        ({"patience": 2, "eval_every": 1}, "sft.patience needs validation rows"),
+        ({"watch": watch, "eval_every": 1}, "sft.best_on: eval_loss needs validation rows"),
+    ):
+        made = recipe(base, data, sft=wrong)
+        with pytest.raises(DanluError, match=told):
+            sft(made, new_run(tmp_path / told.split()[0], made))
+    for wrong, told in (({"patience": 2}, "needs eval_every"), ({"best_on": "accuracy"}, "needs questions")):
+        with pytest.raises(ValueError, match=told):
+            recipe(base, data, sft=wrong)
 
 
 def test_full_training_and_other_architectures(data: Path, tmp_path: Path) -> None:

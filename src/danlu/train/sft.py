@@ -37,7 +37,7 @@ from danlu.train.deliver import deliver
 from danlu.train.loop import Loop
 from danlu.train.metrics import Clock
 from danlu.train.schedule import row_order
-from danlu.train.watch import accuracy
+from danlu.train.watch import figures
 
 Row = tuple[np.ndarray, np.ndarray]  # tokens and labels, int32 [length]
 
@@ -203,12 +203,12 @@ def _mean_loss(loop: Loop, batch: Batch, supervised: int) -> Tensor:
 
 
 def _evaluate(loop: Loop, recipe: Recipe, valid: list[Row], watched: list[Sample]) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     if valid:
         found["eval_loss"] = _eval_loss(loop, valid, _capacity(recipe, loop.halvings))
     if watched:
         with LocalGenerator(loop.loaded, name=loop.run.name, batch=recipe.eval.batch) as generator:
-            found["eval_accuracy"] = accuracy(generator, watched, recipe.eval.max_tokens, loop.breathe)
+            found |= figures(generator, watched, recipe.eval.max_tokens, loop.breathe)
     return found
 
 

@@ -30,14 +30,6 @@ def answers(
     return [found[place] for place in range(len(samples))]
 
 
-def accuracy(
-    generator: LocalGenerator, samples: list[Sample], max_tokens: int, breathe: Breathe | None = None
-) -> float:
-    """Share of `samples` answered right and well-formed."""
-    found = answers(generator, samples, max_tokens, breathe)
-    return sum(_right(*one) for one in zip(samples, found, strict=True)) / len(samples)
-
-
 def tasks_of(samples: Sequence[Sample]) -> Counter[str]:
     """How many samples there are of each task, and under "" of all; without tasks or with many, "" alone."""
     counts = Counter(str(sample.meta["task"]) for sample in samples if sample.meta.get("task"))
