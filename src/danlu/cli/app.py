@@ -264,6 +264,56 @@ def data_prepare(
     )
 
 
+class Where(StrEnum):
+    detect = "detect"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+@app.command(epilog="Example: danlu plan qwen3-1.7b-medical-qlora-v1 --vram 16GB")
+def plan(
+    recipe: RecipeName,
+    vram: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory of the GPU, e.g. 16GB.")] = None,
+    gpu: Annotated[str | None, typer.Option(metavar="NAME", help="A known GPU, e.g. T4, RTX4090, H100.")] = None,
+    device: Annotated[Where, typer.Option(help="Where it would run; detect: this machine.")] = Where.detect,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    sharding: Annotated[
+        str | None, typer.Option(metavar="NAME", help="ddp, zero2, fsdp2, zero3 or hsdp; default: all.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of the data, where it is not here.")] = None,
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="config.json of the model.")] = None,
+    set_: Set = None,
+    start: Start = None,
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    display: DisplayMode = Display.auto,  # noqa: ARG001
+) -> None:
+    """What a recipe takes, before it runs: memory, steps, time.
+
+    And the cheapest change that fits. Needs no weights. Exit 1 if it does not fit.
+    """
+    from danlu.cli.plan import show_plan
+
+    raise typer.Exit(
+        show_plan(
+            recipe,
+            set_ or [],
+            vram=vram,
+            device=device.value,
+            gpu=gpu,
+            gpus=gpus,
+            nodes=nodes,
+            sharding=sharding,
+            rows=rows,
+            config=config,
+            start=start,
+            as_json=json,
+        )
+    )
+
+
 _stage("sft", "Supervised fine-tuning.", "danlu sft qwen3-1.7b-medical-qlora-v2 --set sft.epochs=1")
 _stage("grpo", "Reinforcement learning from verified answers.", "danlu grpo demo --from demo-sft")
 reward = typer.Typer(rich_markup_mode=None, help="Look at rewards before training: test.")
