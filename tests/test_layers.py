@@ -16,7 +16,7 @@ LAYERS = [
     {"domains"},
     {"data", "models", "rewards", "generate"},
     {"train", "evaluate", "export"},
-    {"serve", "studio", "demo"},
+    {"serve", "studio", "demo", "rehearse"},
     {"cli"},
     {"__main__"},
 ]

@@ -314,6 +314,25 @@ def plan(
     )
 
 
+@app.command(epilog="Example: danlu rehearse qwen3-1.7b-medical-qlora-v2 --set data.train.path=my.jsonl")
+def rehearse(
+    recipe: RecipeName,
+    set_: Set = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave what was written: runs/RECIPE-rehearsal.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+    display: DisplayMode = Display.auto,  # noqa: ARG001
+) -> None:
+    """Every stage of a recipe in about a minute, with a tiny model.
+
+    Your rows, template and tokenizer, two steps, a kill and resume, four answers, an export that is loaded. Names what
+    would fail in the real run, and when. Exit 1 if something would.
+    """
+    from danlu.cli.rehearse import show_rehearsal
+
+    raise typer.Exit(show_rehearsal(recipe, set_ or [], keep, json))
+
+
 _stage("sft", "Supervised fine-tuning.", "danlu sft qwen3-1.7b-medical-qlora-v2 --set sft.epochs=1")
 _stage("grpo", "Reinforcement learning from verified answers.", "danlu grpo demo --from demo-sft")
 reward = typer.Typer(rich_markup_mode=None, help="Look at rewards before training: test.")
