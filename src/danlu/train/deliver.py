@@ -8,12 +8,17 @@ from danlu import domains
 from danlu.errors import DanluError
 from danlu.models.load import save_artifact
 from danlu.recipe import Recipe
-from danlu.train import trackers
+from danlu.train import processes, trackers
 from danlu.train.loop import Loop
 
 
 def deliver(loop: Loop, recipe: Recipe) -> None:
-    """Write the artifact and close the trackers."""
+    """Write the artifact (in the first of several processes) and close the trackers."""
+    processes.lead(lambda: _write(loop, recipe))
+    trackers.finish(loop.accelerator)
+
+
+def _write(loop: Loop, recipe: Recipe) -> None:
     domain = domains.load(recipe.domain)
     uses_world = any(source.path.startswith("world:") for source in [*recipe.data.train, *recipe.grpo.data])
     notice = domain.world.notice if domain.world and uses_world else domain.notice
@@ -25,4 +30,3 @@ def deliver(loop: Loop, recipe: Recipe) -> None:
             f"cannot write the artifact: {str(error).strip().splitlines()[0]}",
             "free some space and --resume: the last step is saved",
         ) from error
-    trackers.finish(loop.accelerator)

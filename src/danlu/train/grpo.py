@@ -39,16 +39,15 @@ from danlu.records import Sample
 from danlu.rewards import Rewards
 from danlu.rewards.difficulty import passable
 from danlu.run import Run
-from danlu.train import memory, trackers, watch
+from danlu.train import memory, processes, trackers, watch
 from danlu.train.deliver import deliver
 from danlu.train.loop import Loop
 from danlu.train.metrics import Clock
 from danlu.train.policy import CLIPS, Objective, Scores, Step, loss_of
-from danlu.train.rollout import Drawn, Rollout, Source, collect, told
+from danlu.train.rollout import Drawn, Question, Rollout, Source, collect, told
 from danlu.train.schedule import learning_rate
 from danlu.train.signs import signs
 
-Question = tuple[Sample, list[int]]  # with the ids of its prompt
 SHOWN = {"reward": "reward", "completion_length": "length", "truncated": "cut", "entropy": "entropy"}
 
 
@@ -74,7 +73,7 @@ def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     watcher = Watcher(run, settings, held_out)
 
     def evaluate() -> dict[str, float]:
-        found = watch.figures(generator, held_out, settings.max_completion, loop.breathe)
+        found = watch.figures(generator, held_out, settings.max_completion, loop.breathe, loop.together)
         watcher.look({"step": loop.step, **found})
         return found
 
@@ -145,9 +144,13 @@ def passable_ones(recipe: Recipe, run: Run, generator: LocalGenerator, questions
         return questions
     generator.loaded.model.eval()
     samples = [sample for sample, _ in questions]
-    kept = passable(generator, samples, recipe.grpo, seed=recipe.seed, cache=run.path / "filter.jsonl")
-    names = {sample.id for sample in kept}
-    run.record(filtered={"in": len(questions), "kept": len(kept)})
+
+    def names_of_kept() -> set[str]:
+        kept = passable(generator, samples, recipe.grpo, seed=recipe.seed, cache=run.path / "filter.jsonl")
+        return {sample.id for sample in kept}
+
+    names = processes.lead(names_of_kept)
+    run.record(filtered={"in": len(questions), "kept": len(names)})
     return [question for question in questions if question[0].id in names]
 
 
@@ -208,7 +211,7 @@ class Stage:
         """Rollouts, rewards and `iterations` updates, logged; the figures to show."""
         loop, settings = self.loop, self.source.settings
         with loop.at_rest():
-            drawn = collect(self.source, loop.step, self.seen, loop.breathe)
+            drawn = collect(self.source, loop.step, self.seen, loop.breathe, loop.together)
         self.seen = drawn.seen
         clock = Clock()
         figures, passed = update(loop, settings, drawn)
@@ -217,7 +220,7 @@ class Stage:
         row = {
             "step": loop.step,
             **drawn.figures,
-            **self.source.rewards.usage(),
+            **_usage(processes.gather(self.source.rewards.usage())),
             **figures,
             "prompts_seen": self.seen,
             **{name: round(value, 3) for name, value in seconds.items()},
@@ -243,10 +246,11 @@ def update(loop: Loop, settings: Grpo, drawn: Drawn) -> tuple[dict[str, float], 
         longest=settings.max_completion,
     )
     used = [g for g, same in zip(carrying, drawn.flat, strict=True) if g and (settings.kl > 0 or not same)]
+    own = share(used)
     figures = {"loss": 0.0, "grad_norm": 0.0, "kl": 0.0, "clip_fraction": 0.0, "lr": 0.0}
     if settings.kl > 0:
         with reference(loop.loaded.model):
-            _remember_reference(loop, settings, used)
+            _remember_reference(loop, settings, own)
     ids = [group[0].sample.id for group in used]
     passed = 0
     for iteration in range(min(settings.iterations, loop.steps - loop.step)):
@@ -255,16 +259,44 @@ def update(loop: Loop, settings: Grpo, drawn: Drawn) -> tuple[dict[str, float], 
             loop.step += 1
             continue
         sums: dict[str, Tensor] = {}
-        losses = partial(_losses, loop, settings, whole, used, iteration == 0, sums)
+        losses = partial(_losses, loop, settings, whole, own, iteration == 0, sums)
         figures["loss"], figures["grad_norm"] = loop.update(losses, ids)
         figures |= _means(sums)
         passed += sum(len(r.prompt) + len(r.completion.tokens) for group in used for r in group)
     return figures, passed
 
 
+def share(groups: list[list[Rollout]]) -> list[list[Rollout]]:
+    """The completions that this process updates on: one stretch of them, so that few groups are divided and few
+    prompts computed twice."""
+    rollouts = [rollout for group in groups for rollout in group]
+    mine = {id(rollouts[i]) for i in processes.stretch([len(r.prompt) + len(r.completion.tokens) for r in rollouts])}
+    found = [[rollout for rollout in group if id(rollout) in mine] for group in groups]
+    return [group for group in found if group]
+
+
+def _added(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Figures of several processes as one; `largest` is no sum."""
+    found: dict[str, float] = {}
+    for name, value in ((name, value) for part in parts for name, value in part.items()):
+        found[name] = max(found.get(name, value), value) if name == "largest" else found.get(name, 0) + value
+    return found
+
+
+def _usage(parts: list[dict[str, float]]) -> dict[str, float]:
+    """What the judges of several processes were asked and cost; `latency` is seconds per verdict."""
+    found = _added(parts)
+    for name in found:
+        label, _, what = name.rpartition("/")
+        if what == "latency":
+            found[name] = found[f"{label}/seconds"] / max(1, found[f"{label}/asked"])
+    return found
+
+
 def _means(sums: dict[str, Tensor]) -> dict[str, float]:
-    """Figures of an update from the sums of its micro-batches (see `loss_of`)."""
-    found = dict(zip(sums, torch.stack([value.float() for value in sums.values()]).tolist(), strict=True))
+    """Figures of an update from the sums of its micro-batches (see `loss_of`) in all processes."""
+    own = torch.stack([value.float() for value in sums.values()]).tolist() if sums else []
+    found = _added(processes.gather(dict(zip(sums, own, strict=True))))
     tokens, known = found.pop("tokens"), found.pop("known", 0.0)
     figures: dict[str, float] = {
         name: found[name] / tokens for name in ("entropy", "kl", "clip_low", "clip_high") if name in found

@@ -9,7 +9,9 @@ Memory refused in a forward or backward: the step begins again with smaller micr
 A NaN or infinite loss or gradient stops the run before the weights are touched, and the state before it is saved.
 Ctrl-C and SIGTERM end the run before the next micro-batch or the next part of an evaluation, or while rollouts are
 drawn, saved, with 130 or 143.
-Not covered yet: several processes (refused).
+
+Several processes (see processes.py) do the same steps, each with its share of the forwards. What one of them meets,
+a signal or the end of its memory, is agreed on by all before gradients are summed, so that none waits for another.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,8 +33,8 @@ from danlu.models.decoder import can_compile, fast_forward, supports
 from danlu.models.head import TokenLogProbs
 from danlu.models.load import Loaded, device, trainable
 from danlu.recipe import Training
-from danlu.run import Run
-from danlu.train import checkpoint, memory, rng, trackers
+from danlu.run import Run, digest
+from danlu.train import checkpoint, memory, processes, rng, trackers
 from danlu.train.metrics import Parts, memory_fields
 from danlu.train.optimizer import make_optimizer, precision
 from danlu.train.schedule import learning_rate
@@ -41,6 +43,11 @@ LOGS = ("metrics.jsonl", "samples.jsonl")
 STATE = ("step", "tokens", "halvings", "best_value", "best_step", "evaluated", "stale")  # what a checkpoint holds of us
 MOST_HALVINGS = 24
 ROWS_TOLD = 8  # ids in an error; all of them are in run.json
+T = TypeVar("T")
+
+
+class _Left(Exception):
+    """A signal ended this process's part of what all do together; next they agree on what that means."""
 
 
 def _forward(model: Any, settings: Training, steps: int) -> tuple[bool, Any]:
@@ -73,15 +80,15 @@ class Loop:
             log_with=list(settings.track) or None,
             project_config=ProjectConfiguration(logging_dir=str(run.path / "trackers")),
         )
-        if self.accelerator.num_processes > 1:
-            raise DanluError("training runs in one process for now", "start it without torchrun / accelerate launch")
         self.params = trainable(loaded.model)
         if not self.params:
             raise DanluError("nothing to train: the model has no trainable parameters", "check lora.targets")
         optimizer = make_optimizer(list(self.params.values()), settings.optimizer)
         self.fast, forward = _forward(loaded.model, settings, steps)
         scored = TokenLogProbs(loaded.model, forward, loaded.tokenizer.pad_token_id)
-        self.logprobs, self.optimizer = self.accelerator.prepare(scored, optimizer)
+        # "evaluation": mixed precision as ever, and no wrapper that would sum gradients a second time
+        self.logprobs = self.accelerator.prepare_model(scored, evaluation_mode=True)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.step = self.tokens = self.halvings = 0
         self.best: dict[str, Tensor] | None = None
         self.best_value: float | None = None
@@ -89,21 +96,24 @@ class Loop:
         self._sign = 1 if largest_is_best else -1
         self._signal: int | None = None
         self._resting = False  # inside at_rest
+        self._apart = False  # in the part of this process of what all do together
         self._saved = -1  # the step of the newest checkpoint
         self._parts = Parts(self.accelerator.device)
         self._progress: display.Task | None = None
         self._evaluation: dict[str, float] = {}  # the figures of the newest one
-        rng.seed(run.info()["seed"])
+        self._seed = run.info()["seed"]
+        rng.seed(self._seed)
+        processes.same("weights to start from", lambda: processes.checksum(self.params.values()))
         self.rest()
 
     # ---- resuming
 
     def resume(self) -> None:
         """Go on from the newest sound checkpoint, if the run has one; what was logged after it is taken back."""
-        found = checkpoint.latest(self.run.checkpoints)
+        found = processes.lead(self._newest)
         logged = dict.fromkeys(LOGS, 0)
         if found is not None:
-            tensors, held, state, self.best = checkpoint.load(found)
+            tensors, held, state, self.best = found
             with torch.no_grad():
                 for name, param in self.params.items():
                     param.copy_(tensors[name])
@@ -121,6 +131,10 @@ class Loop:
         if self.settings.track:
             trackers.start(self.accelerator, self.run, self.step)
 
+    def _newest(self) -> Any:
+        found = checkpoint.latest(self.run.checkpoints)
+        return checkpoint.load(found) if found else None
+
     def rest(self) -> None:
         """The state is whole here: what is saved before the next rest is the state of now."""
         self._rested = {name: getattr(self, name) for name in STATE}
@@ -134,6 +148,11 @@ class Loop:
 
     def save(self) -> Path:
         """Write a checkpoint of the last rest. A full disk ends the run; the older checkpoint stays."""
+        saved = processes.lead(self._save)
+        self._saved = self.step
+        return saved
+
+    def _save(self) -> Path:
         scaler = self.accelerator.scaler
         held = {
             "optimizer": self.optimizer.state_dict(),
@@ -143,7 +162,7 @@ class Loop:
         state = {name: value for name, value in self._rested.items() if name != "step"}
         try:
             self.run.sync(LOGS)
-            saved = checkpoint.save(
+            return checkpoint.save(
                 self.run.checkpoints, self.step, self.params, held, state, self._rested_best, self.settings.keep_last
             )
         except OSError as error:
@@ -152,8 +171,6 @@ class Loop:
             raise DanluError(
                 f"cannot write a checkpoint: {error.strerror or error}", f"free some space and --resume; {kept}"
             ) from error
-        self._saved = self.step
-        return saved
 
     # ---- one step
 
@@ -162,8 +179,9 @@ class Loop:
     ) -> tuple[float, float]:
         """One optimizer step; (loss, gradient norm before clipping).
 
-        `losses` of a number of halvings gives the micro-batches: functions whose results add up to the loss of the
-        step. When memory runs out the step begins again with one halving more. `rows` are the ids of the step's rows.
+        `losses` of a number of halvings gives the micro-batches of this process: functions whose results add up, over
+        all processes, to the loss of the step. When memory runs out the step begins again with one halving more.
+        `rows` are the ids of the step's rows.
         DanluError on a loss or gradient that is not finite, weights and optimizer are then as before the step; and
         when micro-batches cannot be halved further. Stopped when a signal asked for it.
         """
@@ -172,17 +190,19 @@ class Loop:
             group["lr"] = rate
         if not self.loaded.model.training:
             self.loaded.model.train()
+        if not processes.first():  # dropout: not the masks of the first process, and the same ones after a resume
+            rng.seed(int(digest([self._seed, self.step, processes.rank()]), 16))
         start = rng.state()
         while True:
-            try:
-                found = self._gradients(losses(self.halvings))
+            found, ran_out = self._tried(losses(self.halvings))
+            (out,) = self._meet(ran_out)
+            if not out:
                 break
-            except Exception as error:
-                if not memory.ran_out(error):
-                    raise
-            # out here the error is gone, and with it what its frames held
-            self._halve(losses)
+            self._halve(losses, ran_out)
             rng.restore(start)
+        if processes.count() > 1:
+            found = [torch.stack(found).sum() if found else torch.zeros((), device=self.accelerator.device)]
+            processes.add_up(list(self.params.values()), found[0])
         norm = self.accelerator.clip_grad_norm_(list(self.params.values()), self.settings.optimizer.clip)
         figures = torch.stack([*found, norm.to(found[0])]).tolist()  # the one time that the device is waited for
         value, norm_value = math.fsum(figures[:-1]), figures[-1]
@@ -194,6 +214,20 @@ class Loop:
         self._parts.ended("optimizer_seconds")
         self.step += 1
         return value, norm_value
+
+    def _tried(self, losses: Iterable[Callable[[], Tensor]]) -> tuple[list[Tensor], bool]:
+        """(what `_gradients` gives, False), or (nothing, True) where memory ran out."""
+        self._apart = True
+        try:
+            return self._gradients(losses), False
+        except _Left:
+            return [], False
+        except Exception as error:
+            if not memory.ran_out(error):
+                raise
+        finally:
+            self._apart = False
+        return [], True  # out here the error is gone, and with it what its frames held
 
     def _gradients(self, losses: Iterable[Callable[[], Tensor]]) -> list[Tensor]:
         """Backward through every loss; the losses, still on the device."""
@@ -209,20 +243,28 @@ class Loop:
             found.append(loss.detach().float())
         return found
 
-    def _halve(self, losses: Callable[[int], Iterable[Any]]) -> None:
-        """The next number of halvings that makes more, smaller forwards; DanluError if there is none."""
+    def _halve(self, losses: Callable[[int], Iterable[Any]], ran_out: bool) -> None:
+        """The next number of halvings that makes more, smaller forwards where memory `ran_out`; DanluError if there is
+        none."""
         self.optimizer.zero_grad(set_to_none=True)
         memory.release()
-        before = sum(1 for _ in losses(self.halvings))
-        for halvings in range(self.halvings + 1, self.halvings + 1 + MOST_HALVINGS):
-            after = sum(1 for _ in losses(halvings))
-            if after > before:
-                self.halvings = halvings
-                display.warn(
-                    f"step {self.step + 1}: out of memory with {before} forwards a step; going on with {after}, "
-                    "the batch and its loss stay the same"
-                )
-                return
+
+        def forwards(halvings: int) -> int:
+            return sum(1 for _ in losses(halvings))
+
+        before, wanted = forwards(self.halvings), float(self.halvings)
+        if ran_out:
+            more = range(self.halvings + 1, self.halvings + 1 + MOST_HALVINGS)
+            wanted = next((halvings for halvings in more if forwards(halvings) > before), math.inf)
+        (wanted,) = processes.most(wanted)
+        if wanted < math.inf:
+            was, now = processes.total(before, forwards(int(wanted)))
+            self.halvings = int(wanted)
+            display.warn(
+                f"step {self.step + 1}: out of memory with {was:.0f} forwards a step; going on with {now:.0f}, "
+                "the batch and its loss stay the same"
+            )
+            return
         what = f"step {self.step + 1}: out of memory, and the micro-batches cannot be smaller (one row a forward)"
         raise DanluError(what, f"{memory.HINT}; {self._last_good()}")
 
@@ -244,8 +286,12 @@ class Loop:
         return f"last good checkpoint: {checkpoint.latest(self.run.checkpoints) or 'none'}"
 
     def measures(self) -> dict[str, float]:
-        """What the last update took: seconds of its parts, bytes; for the row of the step."""
-        return {name: round(value, 6) for name, value in self._parts.seconds().items()} | memory_fields()
+        """What the last update took: seconds of its parts, bytes (the most of all processes); for the step's row."""
+        held = memory_fields()
+        most = map(int, processes.most(*held.values()))
+        return {name: round(value, 6) for name, value in self._parts.seconds().items()} | dict(
+            zip(held, most, strict=True)
+        )
 
     # ---- the best state
 
@@ -269,7 +315,7 @@ class Loop:
 
     def last(self, key: str) -> dict[str, Any]:
         """The newest row of metrics.jsonl that has `key`, else an empty one."""
-        return next((row for row in reversed(self.run.metrics()) if key in row), {})
+        return processes.lead(lambda: next((row for row in reversed(self.run.metrics()) if key in row), {}))
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl (and to the trackers)."""
@@ -313,6 +359,8 @@ class Loop:
                 yield
         except BaseException as error:
             trackers.finish(self.accelerator)
+            if gone := processes.lost(error):
+                raise gone from error
             # what an update refuses is met there; this was a generation, an evaluation, the optimizer
             if isinstance(error, DanluError) or not memory.ran_out(error):
                 raise
@@ -336,7 +384,7 @@ class Loop:
             self.log({"step": self.step, **self._evaluation})
             self.consider(self._evaluation[best_on], keep)
             self.rest()
-        self.breathe()
+        self._meet()
         # at the end too: what cannot be delivered is not lost
         if self._saved != self.step and (at_end or self.stopped_early or self._due(self.settings.save_every)):
             self.save()
@@ -349,10 +397,50 @@ class Loop:
         last rest. `shown` goes beside the progress bar."""
         if shown and self._progress:
             self._progress.advance(0, **shown)
-        if self._signal is None or self.step != self._rested["step"]:
+        if processes.count() == 1:
+            self._stop()
+        elif self._apart and self._asked():
+            raise _Left
+
+    def _asked(self) -> bool:
+        return self._signal is not None and self.step == self._rested["step"]
+
+    def _stop(self) -> None:
+        if not self._asked():
             return
+        assert self._signal is not None
         saved = self.save()
         raise Stopped(f"stopped at step {self.step}, saved {saved}", "continue with --resume", 128 + self._signal)
+
+    def _meet(self, *flags: float) -> list[float]:
+        """The greatest of each flag over all processes; Stopped in all of them if a signal asked one for it."""
+        asked, *found = processes.most(self._signal or 0, *flags)
+        self._signal = int(asked) or None
+        self._stop()
+        return found
+
+    def together(self, part: Callable[[], T]) -> list[T]:
+        """What `part` gives in each process, in all of them. A signal ends the part that it meets, then the run; so
+        does a DanluError."""
+        if processes.count() == 1:
+            return [part()]
+        done: tuple[Any, DanluError | None] = None, None
+        try:
+            self._apart = True
+            done = part(), None
+            self._apart = False
+        except _Left:
+            pass
+        except DanluError as error:
+            done = None, error
+        finally:
+            self._apart = False
+        self._meet()
+        told = processes.gather(done)
+        for _, failure in told:
+            if failure is not None:
+                raise failure
+        return [value for value, _ in told]
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -381,7 +469,7 @@ class Loop:
             self._signal = number
             display.say("saving, then stopping; once more to stop at once")
             if self._resting:
-                self._resting = False
+                self._resting = processes.count() > 1  # there it is a part that ends, once it is one
                 self.breathe()
 
         before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}

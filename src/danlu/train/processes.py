@@ -20,7 +20,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -274,6 +274,25 @@ def _mapped(change: Callable[[Any], Any], node: Any) -> Any:
     return node
 
 
+def same(what: str, value: Callable[[], Any]) -> None:
+    """DanluError unless `value` gives the same in all processes."""
+    if _members is None:
+        return
+    found = gather(value())
+    if any(one != found[0] for one in found):
+        raise DanluError(
+            f"the processes have different {what}", "all nodes need the same files, and the same versions of packages"
+        )
+
+
+def checksum(tensors: Iterable[Any]) -> list[int]:
+    """A number for the bytes of each tensor, the same on every machine."""
+    import torch
+
+    flat = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors)
+    return [int(one.sum(dtype=torch.int64)) for one in flat]
+
+
 # ---- what they do together
 
 
@@ -323,6 +342,16 @@ def own(weights: Sequence[float]) -> list[int]:
         if least == rank():
             mine.append(index)
     return sorted(mine)
+
+
+def stretch(weights: Sequence[float]) -> list[int]:
+    """As `own`, but one stretch of neighbours: where those have something in common."""
+    whole, at, mine = sum(weights), 0.0, []
+    for index, weight in enumerate(weights):
+        if min(int((at + weight / 2) * count() / whole), count() - 1) == rank():
+            mine.append(index)
+        at += weight
+    return mine
 
 
 def add_up(params: Sequence[Any], figures: Any) -> None:

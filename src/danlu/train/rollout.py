@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from danlu.generate.local import LocalGenerator
 from danlu.recipe import Grpo
 from danlu.records import Completion, Sample
 from danlu.rewards import Rewards
+from danlu.train import processes
 from danlu.train.metrics import Clock
 from danlu.train.policy import advantages, deviations, flat
 from danlu.train.schedule import row_order
@@ -54,6 +56,10 @@ class Rollout:
         return self.reward is not None and len(self.completion.tokens) > 0 and not (cut and mask_truncated)
 
 
+Question = tuple[Sample, list[int]]  # with the ids of its prompt
+Groups = dict[int, list[Rollout]]  # by the place of their prompt in the step
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """What rollouts are drawn from: the policy, questions with their prompts' ids, opened rewards."""
@@ -61,7 +67,7 @@ class Source:
     settings: Grpo
     seed: int
     generator: LocalGenerator
-    questions: list[tuple[Sample, list[int]]]
+    questions: list[Question]
     rewards: Rewards
 
 
@@ -78,10 +84,17 @@ class Drawn:
     seconds: dict[str, float]  # "rollout_seconds", "reward_seconds"
 
 
-def collect(source: Source, step: int, seen: int, breathe: Callable[..., Any] = lambda **_: None) -> Drawn:
+def collect(
+    source: Source,
+    step: int,
+    seen: int,
+    breathe: Callable[..., Any] = lambda **_: None,
+    together: Callable[[Callable[[], Groups]], list[Groups]] = lambda part: [part()],
+) -> Drawn:
     """The groups of step `step`, with advantages, after `seen` prompts of the stream.
 
-    `breathe` is called between parts of the work. DanluError of a reward names it and the sample.
+    `breathe` is called between parts of the work. Several processes share the prompts; `together` gives what each of
+    them made. DanluError of a reward names it and the sample.
     """
     settings = source.settings
     source.generator.loaded.model.eval()
@@ -92,7 +105,11 @@ def collect(source: Source, step: int, seen: int, breathe: Callable[..., Any] = 
     while True:
         order = row_order(len(source.questions), source.seed, seen, seen + missing)
         chosen = [source.questions[index] for _, index in order]
-        groups += _scored(source, _completions(source, chosen, step, len(groups), breathe, seconds), seconds)
+        mine = {len(groups) + i: chosen[i] for i in processes.own([1.0] * len(chosen))}
+        made: Groups = {}
+        for part in together(partial(_scored, source, mine, step, breathe, seconds)):
+            made |= part
+        groups += [made[place] for place in sorted(made)]
         seen += missing
         rewards = rewards_of(groups)
         equal = flat(rewards).tolist()
@@ -126,13 +143,12 @@ def rewards_of(groups: list[list[Rollout]]) -> Tensor:
 
 def _completions(
     source: Source,
-    chosen: list[tuple[Sample, list[int]]],
+    chosen: dict[int, Question],
     step: int,
-    place: int,
     breathe: Callable[..., Any],
     seconds: dict[str, float],
-) -> list[tuple[Sample, list[int], list[Completion]]]:
-    """A group for each chosen question, in their order; `place` of the first one in the step, which fixes its draws."""
+) -> list[list[Completion]]:
+    """A group for each chosen question, in their order, by its place in the step, which fixes its draws."""
     settings, clock = source.settings, Clock()
     sampling = Sampling(
         max_tokens=settings.max_completion,
@@ -141,26 +157,30 @@ def _completions(
         samples=settings.group,
         seed=source.seed * 1_000_003 + step,
     )
-    keys = [f"{sample.id} {place + i}" for i, (sample, _) in enumerate(chosen)]
+    keys = [f"{sample.id} {place}" for place, (sample, _) in chosen.items()]
     found: dict[int, list[Completion]] = {}
-    for i, group in source.generator.generate([sample.messages for sample, _ in chosen], sampling, keys):
+    for i, group in source.generator.generate([sample.messages for sample, _ in chosen.values()], sampling, keys):
         found[i] = group
         breathe(sampled=f"{len(found)}/{len(chosen)}")
     seconds["rollout_seconds"] += clock.lap()
-    return [(*question, found[i]) for i, question in enumerate(chosen)]
+    return [found[i] for i in range(len(chosen))]
 
 
 def _scored(
-    source: Source, drawn: list[tuple[Sample, list[int], list[Completion]]], seconds: dict[str, float]
-) -> list[list[Rollout]]:
+    source: Source, chosen: dict[int, Question], step: int, breathe: Callable[..., Any], seconds: dict[str, float]
+) -> Groups:
+    """The rollouts of each chosen question, by its place in the step."""
+    if not chosen:  # fewer prompts than processes
+        return {}
+    drawn = _completions(source, chosen, step, breathe, seconds)
     clock = Clock()
-    samples = [sample for sample, _, group in drawn for _ in group]
-    completions = [one for _, _, group in drawn for one in group]
+    samples = [sample for (sample, _), group in zip(chosen.values(), drawn, strict=True) for _ in group]
+    completions = [one for group in drawn for one in group]
     scored = iter(source.rewards.score_all(samples, completions, source.generator.think))
-    groups = []
-    for sample, prompt, group in drawn:
+    groups: Groups = {}
+    for (place, (sample, prompt)), group in zip(chosen.items(), drawn, strict=True):
         points = [next(scored) for _ in group]
-        groups.append([Rollout(sample, prompt, one, p.total, p.parts) for one, p in zip(group, points, strict=True)])
+        groups[place] = [Rollout(sample, prompt, one, p.total, p.parts) for one, p in zip(group, points, strict=True)]
     seconds["reward_seconds"] += clock.lap()
     return groups
 

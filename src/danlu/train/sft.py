@@ -3,8 +3,9 @@
 The loss of a step is the sum over its supervised tokens divided by their number, over all micro-batches: batch size
 and accumulation do not change it. Departure from TRL's default, which averages the means of micro-batches.
 The rows of a step are packed, without padding, into forwards of at most `micro_batch` x `data.max_length` tokens; how
-they are packed changes the loss by rounding only. Rows are functions of (seed, epoch, row), made in this process,
-masked ones by a thread while the step before computes: there are no data workers whose number could change a result.
+they are packed changes the loss by rounding only. Several processes share the rows of a step. Rows are functions of
+(seed, epoch, row), made in the process that trains, masked ones by a thread while the step before computes: there are
+no data workers whose number could change a result.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from danlu.models.load import load
 from danlu.recipe import Recipe
 from danlu.records import Sample
 from danlu.run import Run
-from danlu.train import memory, trackers
+from danlu.train import memory, processes, trackers
 from danlu.train.ahead import Ahead
 from danlu.train.deliver import deliver
 from danlu.train.loop import Loop
@@ -61,10 +62,12 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
         train=True,
         gradient_checkpointing=settings.gradient_checkpointing is True,
     )
-    rendered = open_store(loaded.tokenizer, loaded.think, prepared.train, shape_of(recipe))
+    stored = partial(open_store, loaded.tokenizer, loaded.think, shape=shape_of(recipe))
+    rendered = processes.in_turn(lambda: stored(prepared.train))
+    processes.same("training rows", lambda: rendered.key)
     if not len(rendered):
         raise DanluError(f"no row fits into data.max_length = {recipe.data.max_length} tokens", "raise data.max_length")
-    valid_store = open_store(loaded.tokenizer, loaded.think, prepared.valid, shape_of(recipe))
+    valid_store = processes.in_turn(lambda: stored(prepared.valid))
     valid = [_row(row) for row in valid_store]
     told = rendered.report
     for what, store in (("", rendered), ("validation ", valid_store)):
@@ -188,12 +191,14 @@ def _step(loop: Loop, recipe: Recipe, drawn: Ahead[tuple[list[Rendered], float]]
 def _losses(
     loop: Loop, recipe: Recipe, batch: list[Row], supervised: int, halvings: int
 ) -> Iterator[Callable[[], Tensor]]:
-    """Losses of the micro-batches; together they are the mean over the supervised tokens of the step."""
+    """Losses of this process's micro-batches; those of all are the mean over the supervised tokens of the step."""
     for part in _parts(loop, batch, _capacity(recipe, halvings)):
         yield partial(_mean_loss, loop, part, supervised)
 
 
 def _parts(loop: Loop, rows: list[Row], capacity: int) -> Iterator[Batch]:
+    """The forwards of this process's share of `rows`."""
+    rows = [rows[i] for i in processes.own([len(tokens) for tokens, _ in rows])]
     found = micro_batches([len(tokens) for tokens, _ in rows], capacity, padding=not loop.fast)
     return (packed([rows[i] for i in part], loop.accelerator.device) for part in found)
 
@@ -208,18 +213,23 @@ def _evaluate(loop: Loop, recipe: Recipe, valid: list[Row], watched: list[Sample
         found["eval_loss"] = _eval_loss(loop, valid, _capacity(recipe, loop.halvings))
     if watched:
         with LocalGenerator(loop.loaded, name=loop.run.name, batch=recipe.eval.batch) as generator:
-            found |= figures(generator, watched, recipe.eval.max_tokens, loop.breathe)
+            found |= figures(generator, watched, recipe.eval.max_tokens, loop.breathe, loop.together)
     return found
 
 
 @torch.no_grad()
 def _eval_loss(loop: Loop, valid: list[Row], capacity: int) -> float:
-    """Mean negative log-prob over the supervised tokens of the validation rows."""
+    """Mean negative log-prob over the supervised tokens of the validation rows, which the processes share."""
     loop.loaded.model.eval()
-    total, count, done = 0.0, 0, 0
-    for batch in _parts(loop, valid, capacity):
-        with loop.accelerator.autocast():
-            found, _ = loop.logprobs(batch)
-        total, count, done = total - float(found.sum()), count + found.numel(), done + len(batch.lengths)
-        loop.breathe(evaluated=f"{done}/{len(valid)}")
-    return total / count
+
+    def share() -> tuple[float, int]:
+        total, count, done = 0.0, 0, 0
+        for batch in _parts(loop, valid, capacity):
+            with loop.accelerator.autocast():
+                found, _ = loop.logprobs(batch)
+            total, count, done = total - float(found.sum()), count + found.numel(), done + len(batch.lengths)
+            loop.breathe(evaluated=f"{done}/{len(valid)}")
+        return total, count
+
+    totals, counts = zip(*loop.together(share), strict=True)
+    return sum(totals) / sum(counts)

@@ -27,7 +27,7 @@ from danlu.errors import DanluError
 from danlu.generate.decode import Decoded
 from danlu.models.load import Loaded
 from danlu.recipe import Grpo
-from danlu.train import rng
+from danlu.train import processes, rng
 from danlu.train.grpo import Question, Watcher, objective_of
 from danlu.train.loop import Loop
 from danlu.train.optimizer import precision
@@ -53,6 +53,8 @@ def check(settings: Grpo, start: str | None) -> None:
         raise DanluError("grpo.engine: trl needs trl", 'pip install "danlu[trl]", or grpo.engine: danlu')
     if settings.generate == "vllm" and find_spec("vllm") is None:
         raise DanluError("grpo.generate: vllm needs vllm", 'pip install "danlu[vllm]" (CUDA), or grpo.generate: local')
+    if processes.count() > 1:
+        raise DanluError("grpo.engine: trl runs in one process here", "grpo.engine: danlu trains in several")
     if settings.resample:
         raise DanluError("TRL has no dynamic sampling", "grpo.resample: 0, or grpo.engine: danlu")
     if settings.kl and settings.method == "full":

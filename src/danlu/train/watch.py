@@ -10,23 +10,39 @@ from danlu.generate import Sampling
 from danlu.generate.local import LocalGenerator
 from danlu.records import Completion, Sample
 from danlu.rewards.verify import verify
+from danlu.train import processes
 
 MOST_TASKS = 12  # with more of them, tasks are not told apart
 
 Breathe = Callable[..., Any]
+Answers = dict[int, Completion]  # by the place of the question
+Together = Callable[[Callable[[], Answers]], list[Answers]]
 
 
 def answers(
-    generator: LocalGenerator, samples: Sequence[Sample], max_tokens: int, breathe: Breathe | None = None
+    generator: LocalGenerator,
+    samples: Sequence[Sample],
+    max_tokens: int,
+    breathe: Breathe | None = None,
+    together: Together = lambda part: [part()],
 ) -> list[Completion]:
-    """An answer to each of `samples`; `breathe(answered="7/80")` is called after every one that comes."""
+    """An answer to each of `samples`; `breathe(answered="7/80")` is called after every one that comes.
+
+    Several processes share the questions; `together` gives what each of them answered.
+    """
     generator.loaded.model.eval()
     generator.refresh()
-    found: dict[int, Completion] = {}
-    for place, group in generator.generate([s.messages for s in samples], Sampling(max_tokens)):
-        found[place] = group[0]
-        if breathe is not None:
-            breathe(answered=f"{len(found)}/{len(samples)}")
+    mine = processes.own([1.0] * len(samples))
+
+    def share() -> Answers:
+        found: Answers = {}
+        for place, group in generator.generate([samples[i].messages for i in mine], Sampling(max_tokens)):
+            found[mine[place]] = group[0]
+            if breathe is not None:
+                breathe(answered=f"{len(found)}/{len(mine)}")
+        return found
+
+    found = {place: one for part in together(share) for place, one in part.items()}
     return [found[place] for place in range(len(samples))]
 
 
@@ -38,10 +54,14 @@ def tasks_of(samples: Sequence[Sample]) -> Counter[str]:
 
 
 def figures(
-    generator: LocalGenerator, samples: list[Sample], max_tokens: int, breathe: Breathe | None = None
+    generator: LocalGenerator,
+    samples: list[Sample],
+    max_tokens: int,
+    breathe: Breathe | None = None,
+    together: Together = lambda part: [part()],
 ) -> dict[str, float]:
     """Shares of `samples`: answered right, also of each task; well-formed; ended by themselves."""
-    found = answers(generator, samples, max_tokens, breathe)
+    found = answers(generator, samples, max_tokens, breathe, together)
     right = [_right(*one) for one in zip(samples, found, strict=True)]
     told = {
         "eval_accuracy": sum(right) / len(samples),
