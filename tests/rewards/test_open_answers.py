@@ -165,6 +165,6 @@ LONG += ["- 肺炎\n", "答案是", "the answer is ", "左侧肺炎", "~~a", "<s
 @pytest.mark.parametrize("part", LONG)
 def test_hostile_texts_take_no_time(part: str) -> None:
     sample = asked("左侧肺炎100mg", aliases=("肺炎",), distractors=("肺结核",))
-    started = time.perf_counter()
+    started = time.process_time()
     verify(sample, said((part * 50_000)[:50_000]))
-    assert time.perf_counter() - started < 10.0  # a runaway pattern takes minutes
+    assert time.process_time() - started < 5.0  # a runaway pattern takes minutes

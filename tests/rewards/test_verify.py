@@ -318,10 +318,10 @@ HOSTILE += [(part * 50_000)[:50_000] for part in LONG] + ["|答案" + " |" * 25_
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_any_text_gets_a_verdict_quickly(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for sample in (B, ACD, LUNG):
         assert verify(sample, said(text)).outcome in ("wrong", "none", "ambiguous", "right")
-    assert time.perf_counter() - started < 10.0  # a runaway pattern takes minutes
+    assert time.process_time() - started < 5.0  # a runaway pattern takes minutes
 
 
 # ---- the question's own words
@@ -362,6 +362,15 @@ DRUGS = {"A": "卡泊三醇", "B": "青霉素", "C": "美沙拉嗪", "D": "青�
 def test_a_question_that_is_repeated_claims_nothing(answer: str, letter: str | None) -> None:
     sample = Sample("q", ({"role": "user", "content": INLINE},), target="A", options=DRUGS)
     assert extract(sample, said(answer))[0] == letter
+
+
+def test_a_list_of_everything_is_not_all_of_the_above() -> None:
+    options = {"A": "贮存激素", "B": "没有分泌功能", "C": "由神经纤维构成", "D": "以上都正确"}
+    sample = Sample("q", ({"role": "user", "content": "下列哪项正确？"},), target="D", options=options)
+    for answer in ("A、B、C、D", "ABCD", "贮存激素、没有分泌功能、由神经纤维构成、以上都正确"):
+        assert verify(sample, said(answer)).outcome != "right", answer
+    for answer in ("D", "以上都正确", "A、B、C、D都正确", "A、B、C都正确"):
+        assert verify(sample, said(answer)).outcome == "right", answer
 
 
 def test_an_open_question_that_is_repeated_claims_nothing() -> None:

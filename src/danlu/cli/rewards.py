@@ -114,7 +114,7 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _line(row: dict[str, Any]) -> list[str]:
-    above = f"{row['above_wrong']:.0%}" if row["above_wrong"] else ""
+    above = f"{round(row['above_wrong'] * row['rows'])} of {row['rows']}" if row["above_wrong"] else ""
     return [row["kind"], *map(_number, row["rewards"].values()), _number(row["total"]), above]
 
 

@@ -20,6 +20,7 @@ from danlu.think import ThinkFormat
 
 HONEST = ("gold", "gold in words", "wrong", "wrong in words")
 OF_TAGS = ("gold only in the reasoning", "gold in the reasoning, no answer", "tag spam", "tags inside the answer")
+OF_ALL = ("every option named", "every option in words", "every option claimed", "10,000 tokens in the answer")
 TOKENS = 10_000  # words of the longest attack
 
 
@@ -75,7 +76,8 @@ def completions_of(
 ) -> dict[str, Completion]:
     """Kind -> completion, HONEST first; `others`: golds of other questions, `tokens`: the tokenizer of the model.
 
-    A model without a think-format has no attacks OF_TAGS: all that it writes is its answer.
+    A model without a think-format has no attacks OF_TAGS: all that it writes is its answer. Where every option is gold
+    there are no attacks OF_ALL.
     """
     words = WORDS["en" if language(sample.question) == "en" else "zh"]
     gold, wrong = _answers(sample, others)
@@ -83,7 +85,9 @@ def completions_of(
         kind: (think.join(words.think, text), "stop") for kind, text in _honest(sample, gold, wrong, words).items()
     }
     attacks = _attacks(sample, gold, wrong, words, think)
-    texts |= {kind: text for kind, text in attacks.items() if think.style != "none" or kind not in OF_TAGS}
+    left_out: tuple[str, ...] = OF_TAGS if think.style == "none" else ()
+    left_out += OF_ALL if sample.options and set(gold) == set(sample.options) else ()
+    texts |= {kind: text for kind, text in attacks.items() if kind not in left_out}
     return {kind: written(text, think, finish, tokens) for kind, (text, finish) in texts.items()}
 
 

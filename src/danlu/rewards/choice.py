@@ -14,6 +14,7 @@ where it names or lists options.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -309,12 +310,13 @@ def _stated(reading: _Reading) -> tuple[str | None, str] | None:
 def _concluded(reading: _Reading) -> tuple[str | None, str] | None:
     """The last sentence that concludes and singles out one option."""
     choice = None
+    starts = [m.start for m in reading.mentions]
     for match in re.finditer(r"[^。!?\n]+?(?:[。!?\n]|\.(?=\s)|$)", reading.text):
         cue = phrases.CONCLUDES.search(match[0])
         if not cue:
             continue
         at = match.start() + cue.end()
-        whole = [m for m in reading.mentions if match.start() <= m.start < match.end()]
+        whole = reading.mentions[bisect_left(starts, match.start()) : bisect_left(starts, match.end())]
         inside = [m for m in whole if m.start >= at]
         if (
             not inside

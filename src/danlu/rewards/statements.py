@@ -33,8 +33,6 @@ def mention_in(text: str, match: re.Match[str], keys: str, every: frozenset[str]
     start, end = match.span()
     tokens = [char for char in match[0] if re.match(f"[{TOKEN}]", char)]
     names = frozenset("?" if char == CLASH else keys[ord(char) & 0xFF] for char in tokens)
-    if len(names) > 1 and names & every:
-        names &= every
     letter = any(ord(char) < LETTER + 0x100 for char in tokens)
     worded = all(0xE100 <= ord(char) < 0xE200 or ord(char) >= WEAK for char in tokens)
     before, after = text[max(0, start - 80) : start], text[end : end + 60]
@@ -65,6 +63,8 @@ def mention_in(text: str, match: re.Match[str], keys: str, every: frozenset[str]
             right = False
         elif phrases.JUDGED_RIGHT.match(after):
             right = True
+    if len(names) > 1 and names & every and (len(names) < len(keys) or how or right):  # a bare list of all is no claim
+        names &= every
     no_before = denied(before + text[start:end], len(before), len(before) + end - start)
     no = not phrases.AS_ANSWER.match(after) and (
         denied(text, start, end)

@@ -17,7 +17,7 @@ from danlu import display
 from danlu.generate import Generator, Sampling
 from danlu.recipe import Grpo
 from danlu.records import Sample
-from danlu.rewards.attacks import HONEST, completions_of
+from danlu.rewards.attacks import ATTACKS, HONEST, completions_of
 from danlu.rewards.compose import Rewards, Scored
 from danlu.rewards.difficulty import flat_chance, is_right, pass_at_k
 from danlu.think import ThinkFormat
@@ -28,17 +28,18 @@ FLAT, CUT, BROKEN = 0.5, 0.2, 0.5  # shares from which on a finding is made of t
 def table(
     rewards: Rewards, samples: Sequence[Sample], think: ThinkFormat, tokens: Callable[[str], Sequence[int]] | None
 ) -> list[dict[str, Any]]:
-    """A row for each kind of completion: {"kind", "honest", "total", "rewards", "masked", "above_wrong"}.
+    """A row for each kind of completion: {"kind", "honest", "total", "rewards", "masked", "rows", "above_wrong", "by"}.
 
-    Means over the samples; `above_wrong`: share of the samples on which it earns more than an honest wrong answer,
-    `by`: the reward that pays most of the difference.
+    Means over the samples (`rows` of them have the kind); `above_wrong`: share of these on which it earns more than an
+    honest wrong answer, `by`: the reward that pays most of the difference.
     """
     golds = [sample.target or "" for sample in samples if not sample.options]
     made = [completions_of(sample, think, golds, tokens) for sample in samples]
     flat = [(sample, one) for sample, own in zip(samples, made, strict=True) for one in own.values()]
     scored = iter(rewards.score_all([sample for sample, _ in flat], [one for _, one in flat], think))
     by_sample = [{kind: next(scored) for kind in own} for own in made]
-    return [_row(kind, by_sample, rewards) for kind in made[0]]
+    kinds = [kind for kind in (*HONEST, *ATTACKS) if any(kind in own for own in made)]
+    return [_row(kind, [own for own in by_sample if kind in own], rewards) for kind in kinds]
 
 
 def _row(kind: str, by_sample: list[dict[str, Scored]], rewards: Rewards) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def _row(kind: str, by_sample: list[dict[str, Scored]], rewards: Rewards) -> dic
         "total": _mean([one.total for one in found]),
         "rewards": {label: _mean([one.parts[label] for one in found]) for label in rewards.labels},
         "masked": sum(one.total is None for one in found) / len(found),
+        "rows": len(found),
         "above_wrong": len(above) / len(found),
         "by": _payer(above, kind, rewards) if above else None,
     }
@@ -158,7 +160,8 @@ def _of_table(rows: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
         found.append(_finding("bare", "warning", text, "the reward answer reads both"))
     hacks = sorted((row for row in rows.values() if row["above_wrong"]), key=lambda row: -(row["total"] or 0.0))
     for row in hacks:
-        share = "" if row["above_wrong"] == 1 else f" on {row['above_wrong']:.0%} of the rows"
+        count = round(row["above_wrong"] * row["rows"])
+        share = "" if count == row["rows"] else f" on {count} of {row['rows']} rows"
         text = f"this reward pays more for {_named(row['kind'])} than for an honest wrong answer{share}: hackable"
         found.append(_finding("hackable", "error", text, f"{row['by']} pays it: lower its weight, or gate it"))
     masked = [row["kind"] for row in rows.values() if row["masked"]]
