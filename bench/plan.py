@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import arguments, machine, tell
+from danlu.cli import TUNABLES
 
 SHAPES: dict[str, dict[str, Any]] = {
     "26M": {"model_type": "qwen3", "hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6},
@@ -144,6 +145,7 @@ def in_a_process(side: str, given: dict[str, Any], folder: str) -> dict[str, Any
     """One side in a process of its own."""
     command = [sys.executable, "-m", "bench.plan", "--side", side, "--given", json.dumps(given), "--folder", folder]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "DANLU_CACHE": f"{folder}/cache", "OMP_WAIT_POLICY": "PASSIVE"}
+    env["GLIBC_TUNABLES"] = TUNABLES  # as the command line sets it
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=env)
     return json.loads(done.stdout.splitlines()[-1])
 

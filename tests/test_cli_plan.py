@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
-from danlu.cli import main
+from danlu.cli import TUNABLES, main
 
 PARTS = {"weights", "adapter", "optimizer", "gradients", "activations", "logits", "kv_cache", "total"}
 SMALL = ["--set", "model.id=Qwen/Qwen3-0.6B"]
@@ -27,7 +31,7 @@ def test_json_is_the_contract(capsys, tmp_path, monkeypatch):
 
 
 def test_the_table_says_what_to_change(capsys):
-    assert main(["plan", "qwen3-1.7b-medical-qlora-v4", *SMALL, "--vram", "2GB"]) == 1
+    assert main(["plan", "qwen3-1.7b-medical-qlora-v4", *SMALL, "--vram", "2.5GB"]) == 1
     text = capsys.readouterr().out
     for word in ("weights", "activations", "at most", "does not fit", "cheapest change", "--set sft.micro_batch="):
         assert word in text
@@ -66,3 +70,22 @@ def test_errors_are_two_lines(arguments, what, capsys):
     told = capsys.readouterr().err.strip().splitlines()
     assert what in told[0]
     assert told[1].startswith("hint: ")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc reads the tunables")
+def test_training_starts_again_under_the_allocator_it_wants(tmp_path):
+    """The process is the same one, and what it says of a wrong recipe too."""
+    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    seen = tmp_path / "seen"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        f"with open({str(seen)!r}, 'a') as file: print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), file=file)\n"
+    )
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), env.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "danlu", "sft", "no-such-recipe"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no recipe" in done.stderr
+    first, second = (line.split() for line in seen.read_text().splitlines())
+    assert first == [second[0], "None"]
+    assert second[1] == TUNABLES
