@@ -63,7 +63,8 @@ def mention_in(text: str, match: re.Match[str], keys: str, every: frozenset[str]
             right = False
         elif phrases.JUDGED_RIGHT.match(after):
             right = True
-    if len(names) > 1 and names & every and (len(names) < len(keys) or how or right):  # a bare list of all is no claim
+    bare = len(names) == len(keys) and not re.search(r"\w", text[:start] + text[end:])
+    if len(names) > 1 and names & every and not bare:  # a list of everything and no word beside it claims nothing
         names &= every
     no_before = denied(before + text[start:end], len(before), len(before) + end - start)
     no = not phrases.AS_ANSWER.match(after) and (
