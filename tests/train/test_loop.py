@@ -13,6 +13,7 @@ import pytest
 import torch
 from small_training import new_run, recipe, write_rows
 
+from danlu import display
 from danlu.data.render import IGNORE
 from danlu.errors import DanluError, Stopped
 from danlu.models import head
@@ -228,7 +229,10 @@ def test_the_best_is_the_lowest_or_the_highest(base: Path, tmp_path: Path) -> No
         assert (kept.best_value, kept.best_step, kept.best, kept.stale) == (best, 2, None, 2)
 
 
-def test_patience_ends_the_run_and_survives_an_interruption(base: Path, tmp_path: Path, capsys: Any) -> None:
+def test_patience_ends_the_run_and_survives_an_interruption(
+    base: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display, "_mode", "plain")  # whatever a command before has set
     numbers = [3.0, 2.0, 2.0, 4.0, 2.5, 1.0]
     settings = {"eval_every": 2, "patience": 3, "save_every": 5}
 
