@@ -97,10 +97,11 @@ def collect(
     them made. DanluError of a reward names it and the sample.
     """
     settings = source.settings
+    clock = Clock()
     source.generator.loaded.model.eval()
     source.generator.refresh()
     groups: list[list[Rollout]] = []
-    seconds = {"rollout_seconds": 0.0, "reward_seconds": 0.0}
+    seconds = {"rollout_seconds": clock.lap(), "reward_seconds": 0.0}
     rounds, missing = 0, settings.prompts
     while True:
         order = row_order(len(source.questions), source.seed, seen, seen + missing)
