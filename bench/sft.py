@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import arguments, machine, tell
+from danlu.cli import TUNABLES
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 S = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
@@ -249,7 +250,8 @@ SIDES = {"ours": ours, "trl": trl, "plain": plain, "matmul": matmul}
 def in_a_process(side: str, given: dict[str, Any]) -> dict[str, Any]:
     """One side in a process of its own."""
     command = [sys.executable, "-m", "bench.sft", "--side", side, "--given", json.dumps(given)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    environment = os.environ | ({"GLIBC_TUNABLES": TUNABLES} if side == "ours" else {})  # as the command line sets it
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
     print(f"{side} {given.get('how', '')}: {done.stdout.decode().splitlines()[-1][:200]}", file=sys.stderr, flush=True)
     return json.loads(done.stdout.splitlines()[-1])
 

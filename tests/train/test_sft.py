@@ -350,7 +350,17 @@ def test_the_contents_of_a_run(base: Path, data: Path, runs: Path, tmp_path: Pat
     assert (info["stage"], info["status"], info["error"], info["parents"]) == ("sft", "done", None, [])
     assert sorted(info["results"]) == [
         *("best_eval_loss", "best_step", "counts", "data_hash", "dropped_overlong", "eval_loss"),
-        *("halvings", "loss", "peak_memory_bytes", "rows", "steps", "stopped_early", "supervised_tokens", "tokens"),
+        *(
+            "halvings",
+            "loss",
+            "peak_memory_bytes",
+            "planned",
+            "rows",
+            "steps",
+            "stopped_early",
+            "supervised_tokens",
+            "tokens",
+        ),
         *("truncated", "valid_rows"),
     ]
     metrics = run.metrics()

@@ -44,6 +44,7 @@ class _TokenLogProbs(torch.autograd.Function):
         entropies = torch.empty_like(found) if entropy else found.new_empty(0)
         for at in range(0, hidden.shape[0], CHUNK):
             part = slice(at, at + CHUNK)
+            scores = chances = None  # else the last chunk's would be there beside these
             scores = _log_softmax(hidden[part], weight, temperature)
             found[part] = scores.gather(-1, targets[part, None]).squeeze(-1)
             chances = scores

@@ -29,7 +29,7 @@ CPU_COMPILER = 150 * 10**6  # torch.compile in the same process
 TOKEN = 1200  # bytes of a tokenizer a token of its vocabulary
 CUDA_CONTEXT = 600 * 10**6
 WASTED = {"cpu": 0.2, "cuda": 0.06, "mps": 0.06}
-OWN_FORWARD = 1.9  # what transformers' own forward keeps, as a share of ours (measured 1.6 to 2.2)
+OWN_FORWARD = 1.9  # what transformers' own forward keeps, as a share of ours: an estimate
 OWN_DORA = 2.2  # peft's with DoRA
 OWN_CAST = 1.13  # peft's over a base that autocast narrows
 

@@ -43,6 +43,7 @@ from danlu.train import memory, processes, trackers, watch
 from danlu.train.deliver import deliver
 from danlu.train.loop import Loop
 from danlu.train.metrics import Clock
+from danlu.train.planned import planned
 from danlu.train.policy import CLIPS, Objective, Scores, Step, loss_of
 from danlu.train.rollout import Drawn, Question, Rollout, Source, collect, told
 from danlu.train.schedule import learning_rate
@@ -106,13 +107,14 @@ def prepare(recipe: Recipe, run: Run, start: str | None) -> tuple[Loaded, list[Q
     settings = recipe.grpo
     prepared = prompts(recipe, settings.data or recipe.data.train)
     write_rejected(run, prepared)
+    _, recompute = planned(recipe, run, "grpo", start)
     loaded = load(
         recipe.model,
         start,
         seed=recipe.seed,
         lora=settings.lora if settings.method == "lora" else None,
         train=True,
-        gradient_checkpointing=settings.gradient_checkpointing is True,
+        gradient_checkpointing=recompute,
     )
     if without_dropout(loaded.model):
         display.warn("grpo trains without dropout: lora.dropout is for sft")

@@ -37,6 +37,7 @@ from danlu.train.ahead import Ahead
 from danlu.train.deliver import deliver
 from danlu.train.loop import Loop
 from danlu.train.metrics import Clock
+from danlu.train.planned import planned
 from danlu.train.schedule import row_order
 from danlu.train.watch import figures
 
@@ -54,13 +55,15 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     write_rejected(run, prepared)
     watched = _watched(recipe, prepared.train)
     _check_what_is_measured(recipe, bool(prepared.valid))
+    micro, recompute = planned(recipe, run, "sft", start)
+    settled = recipe.model_copy(update={"sft": settings.model_copy(update={"micro_batch": micro})})
     loaded = load(
         recipe.model,
         start,
         seed=recipe.seed,
         lora=settings.lora if settings.method == "lora" else None,
         train=True,
-        gradient_checkpointing=settings.gradient_checkpointing is True,
+        gradient_checkpointing=recompute,
     )
     stored = partial(open_store, loaded.tokenizer, loaded.think, shape=shape_of(recipe))
     rendered = processes.in_turn(lambda: stored(prepared.train))
@@ -87,7 +90,7 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     loop = Loop(run, settings, loaded, steps, largest_is_best=settings.best_on == "accuracy")
     loop.resume()
     rows = TrainingRows(recipe, loaded.tokenizer, loaded.think, prepared.train, rendered)
-    return _train(loop, recipe, rows, valid, watched, total_rows)
+    return _train(loop, settled, rows, valid, watched, total_rows)
 
 
 def _watched(recipe: Recipe, train: list[Sample]) -> list[Sample]:
@@ -157,9 +160,8 @@ def _train(
 
 def _capacity(recipe: Recipe, halvings: int) -> int:
     """Tokens that a forward may hold; less by half for every time that memory ran out."""
-    settings = recipe.sft
-    micro = settings.micro_batch if isinstance(settings.micro_batch, int) else settings.batch_size
-    return micro * recipe.data.max_length >> halvings
+    assert isinstance(recipe.sft.micro_batch, int)  # settled when the run began
+    return recipe.sft.micro_batch * recipe.data.max_length >> halvings
 
 
 def _drawn(recipe: Recipe, rows: TrainingRows, total_rows: int | None, step: int) -> tuple[list[Rendered], float]:
