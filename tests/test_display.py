@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from danlu import display
@@ -30,6 +32,31 @@ def test_plain_lines_come_at_intervals(capsys, monkeypatch):
         task.advance(loss=0.125)
     assert "work 1/2  eta" in (err := capsys.readouterr().err)
     assert "loss 0.125" in err
+
+
+def test_before_anything_is_done_nobody_knows_how_long_it_takes(capsys, monkeypatch):
+    monkeypatch.setattr(display, "PLAIN_EVERY", 0.0)
+    with display.task("work", 2) as task:
+        task.advance(0, sampled="1/8")
+    assert "work 0/2  eta ?  sampled 1/8" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_the_newest_steps_as_a_table(capsys, monkeypatch):
+    """The last drawing holds the rows that fit, each figure in its column, and no note of a step that is over."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    display.set_mode("rich")
+    with display.task("grpo", 5, rows=3) as task:
+        for step in range(5):
+            task.advance(0, sampled=f"{step}/8")
+            task.advance(1, reward=step / 8, length=40 + step, **({"eval_accuracy": 0.75} if step == 3 else {}))
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    last = drawn[drawn.rindex("step") :]
+    rows = [line.split() for line in last.splitlines() if re.match(r" *[0-9]", line)]
+    assert rows == [["3", "0.25", "42"], ["4", "0.375", "43", "0.75"], ["5", "0.5", "44"]]
+    assert last.splitlines()[0].split() == ["step", "reward", "length", "eval_accuracy"]
+    assert "5/5" in last
+    assert "sampled" not in last
 
 
 def test_none_is_silent_but_for_warnings_and_failures(capsys):

@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -72,37 +73,62 @@ def _console() -> Any:
 
 
 class Task:
-    """Progress of one thing; `advance` is cheap enough for every step."""
+    """Progress of one thing; `advance` is cheap enough for every step. `rows`: figures of the newest ones, by place."""
 
-    def __init__(self, name: str, total: float, bar: Any = None) -> None:
+    def __init__(self, name: str, total: float, bar: Any = None, rows: int = 0) -> None:
         self.name, self.total, self.done = name, total, 0.0
+        self.rows: deque[tuple[float, dict[str, Any]]] = deque(maxlen=rows)
         self._bar, self._start = bar, time.monotonic()
         self._said = self._start
         self._id = bar.add_task(name, total=total, note="") if bar else None
 
     def advance(self, step: float = 1, **figures: Any) -> None:
-        """Move on by `step`; `figures` (loss=..., accuracy=...) are shown beside the bar."""
+        """Move on by `step`; `figures` (loss=..., accuracy=...) are shown beside the bar, or as a row of its table."""
         self.done += step
-        note = "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
+        as_row = bool(step and figures and self.rows.maxlen)
+        if as_row:
+            self.rows.append((self.done, figures))
+        note = "  ".join(f"{k} {_short(v)}" for k, v in figures.items())
         if self._bar:
-            self._bar.update(self._id, completed=self.done, **({"note": note} if note else {}))
+            beside = {"note": "" if as_row else note} if note else {}
+            self._bar.update(self._id, completed=self.done, **beside)
         elif mode() == "plain":
             now = time.monotonic()
             if now - self._said >= PLAIN_EVERY:
                 self._said = now
-                left = (now - self._start) / max(self.done, 1e-9) * (self.total - self.done)
-                say(f"{self.name} {self.done:.0f}/{self.total:.0f}  eta {left:.0f} s  {note}".rstrip())
+                left = f"{(now - self._start) / self.done * (self.total - self.done):.0f} s" if self.done else "?"
+                say(f"{self.name} {self.done:.0f}/{self.total:.0f}  eta {left}  {note}".rstrip())
+
+    def table(self) -> Any:
+        """The rows as rich draws them."""
+        from rich import box
+        from rich.table import Table
+
+        names = list(dict.fromkeys(name for _, figures in self.rows for name in figures))
+        found = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for name in ("step", *names) if names else ():
+            found.add_column(name, justify="right")
+        for place, figures in self.rows:
+            found.add_row(f"{place:.0f}", *(_short(figures[name]) if name in figures else "" for name in names))
+        return found
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 @contextlib.contextmanager
-def task(name: str, total: float) -> Iterator[Task]:
-    """Show progress of `total` units under `name` while the block runs."""
+def task(name: str, total: float, rows: int = 0) -> Iterator[Task]:
+    """Show progress of `total` units under `name` while the block runs, on a terminal over a table of the figures of
+    the newest `rows` steps."""
     if mode() != "rich":
-        item = Task(name, total)
+        item = Task(name, total, rows=rows)
         yield item
         if mode() == "plain":
             say(f"{name} {item.done:.0f}/{total:.0f}  done in {time.monotonic() - item._start:.1f} s")
         return
+    from rich.console import Group
+    from rich.live import Live
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -121,8 +147,11 @@ def task(name: str, total: float) -> Iterator[Task]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=_console()) as bar:
-        yield Task(name, total, bar)
+    bar = Progress(*columns, console=_console())
+    item = Task(name, total, bar, rows)
+    drawn = (lambda: Group(item.table(), bar)) if rows else (lambda: Group(bar))
+    with Live(console=_console(), get_renderable=drawn, refresh_per_second=8):
+        yield item
 
 
 def failure(what: str, hint: str = "") -> None:

@@ -43,6 +43,7 @@ LOGS = ("metrics.jsonl", "samples.jsonl")
 STATE = ("step", "tokens", "halvings", "best_value", "best_step", "evaluated", "stale")  # what a checkpoint holds of us
 MOST_HALVINGS = 24
 ROWS_TOLD = 8  # ids in an error; all of them are in run.json
+ROWS_SHOWN = 6  # steps in the table of a terminal
 T = TypeVar("T")
 
 
@@ -354,7 +355,7 @@ class Loop:
     def running(self, name: str, best_on: str = "") -> Iterator[None]:
         """A block in which steps are made: signals stop it, progress is shown, memory that runs out is told."""
         try:
-            with self._signals(), display.task(name, self.steps) as self._progress:
+            with self._signals(), display.task(name, self.steps, ROWS_SHOWN) as self._progress:
                 self._progress.advance(self.step)
                 yield
         except BaseException as error:
