@@ -37,7 +37,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 ROWS = {
     "modelscope:krisfu/delicate_medical_r1_data": "sft/delicate_medical_r1.jsonl",
     "FreedomIntelligence/medical-o1-reasoning-SFT": "sft/medical_o1_sft_English.json",
-    "fzkuji/CMExam": "bench/cmexam_test_single.json",
+    "fzkuji/CMExam": "bench/medqa_mainland_test.json",
 }
 EXAM = "bench/cmexam_val.jsonl"
 WORDS = {
@@ -180,6 +180,7 @@ def real(name: str) -> list[str]:
     if not (SHARED / "data").is_dir() or not (SHARED / "tokenizers").is_dir():
         pytest.skip("needs ../shared")
     recipe, changes = load(name), [f"model.tokenizer={SHARED / 'tokenizers' / words}"] if words else []
+    changes += ["data.decontaminate=true"] if words else []  # Chinese exams share questions
     for key in ("data.train", "grpo.data", "eval.benchmarks"):
         section, _, last = key.partition(".")
         entries = getattr(getattr(recipe, section), last)
