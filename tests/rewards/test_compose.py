@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from danlu.errors import DanluError
+from danlu.errors import DanluError, Stopped
 from danlu.recipe import LengthSpec, PythonSpec, RepetitionSpec, RewardSpec
 from danlu.rewards import Rewards, Scored, score_all
 from danlu.rewards.compose import REWARDS
@@ -220,6 +220,16 @@ def test_a_broken_built_in_names_itself_too(bad, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(REWARDS, "stop", bad)
     with pytest.raises(DanluError, match=r"reward 'stop' .*sample q1"):
         score_all([asked()], [said("x")], THINK, [RewardSpec(name="stop")])
+
+
+def test_a_signal_is_no_failure_of_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> float:
+        raise Stopped("stopped by SIGTERM", exit_code=143)
+
+    monkeypatch.setitem(REWARDS, "stop", stopped)
+    with pytest.raises(Stopped, match=r"^stopped by SIGTERM$") as caught:
+        score_all([asked()], [said("x")], THINK, [RewardSpec(name="stop")])
+    assert caught.value.exit_code == 143
 
 
 def test_rows_without_what_a_reward_needs() -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from danlu.errors import DanluError
+from danlu.errors import DanluError, Stopped
 from danlu.generate.wire import Cancel
 from danlu.recipe import AnyReward, JudgeSpec, LengthSpec, PythonSpec, RepetitionSpec, RewardSpec
 from danlu.records import Completion, Sample, Score
@@ -237,6 +237,8 @@ def _judged(
 def _of_ours(label: str, reward: Reward, sample: Sample, completion: Completion, think: ThinkFormat) -> float | None:
     try:
         value = reward(sample, completion, think)
+    except Stopped:  # a signal, not the reward
+        raise
     except DanluError as error:
         raise DanluError(f"reward {label!r}: {error.message}", error.hint) from error
     except Exception as error:

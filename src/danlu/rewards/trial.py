@@ -35,9 +35,12 @@ def table(
     """
     golds = [sample.target or "" for sample in samples if not sample.options]
     made = [completions_of(sample, think, golds, tokens) for sample in samples]
-    flat = [(sample, one) for sample, own in zip(samples, made, strict=True) for one in own.values()]
-    scored = iter(rewards.score_all([sample for sample, _ in flat], [one for _, one in flat], think))
-    by_sample = [{kind: next(scored) for kind in own} for own in made]
+    by_sample = []
+    with display.task("scoring", len(samples)) as progress:
+        for sample, own in zip(samples, made, strict=True):
+            scored = rewards.score_all([sample] * len(own), list(own.values()), think)
+            by_sample.append(dict(zip(own, scored, strict=True)))
+            progress.advance(1)
     kinds = [kind for kind in (*HONEST, *ATTACKS) if any(kind in own for own in made)]
     return [_row(kind, [own for own in by_sample if kind in own], rewards) for kind in kinds]
 
