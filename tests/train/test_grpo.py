@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -309,6 +310,14 @@ METRICS += ["entropy", "clip_low", "clip_high"]
 METRICS += ["importance_difference", "importance_largest", "importance_capped", "prompts_seen"]
 COSTS = [f"{part}_seconds" for part in ("rollout", "reward", "update", "forward", "backward", "optimizer")]
 COSTS += ["rollout_tokens_per_second", "update_tokens_per_second", "memory_bytes", "peak_memory_bytes"]
+
+
+@pytest.mark.parametrize("page", ["docs/grpo.md", "docs/zh/grpo.md"])
+def test_every_figure_is_explained(page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text("utf-8")
+    everywhere = {f"{part}_seconds" for part in ("forward", "backward", "optimizer")} | {*COSTS[-2:]}  # of SFT too
+    names = {re.sub("/.*", "/NAME", name) for name in (*METRICS, *COSTS)} - everywhere
+    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
 
 
 def test_what_a_run_records(base: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +80,9 @@ def test_rewards_that_fall_with_accuracy_are_honest() -> None:
     assert signs(rows, SETTINGS, SIZES) == {}
     rows = steps(20, reward=None, eval_accuracy=lambda at: 0.7 - 0.3 * at)
     assert signs(rows, SETTINGS, SIZES) == {}
+
+
+@pytest.mark.parametrize("page", ["docs/grpo.md", "docs/zh/grpo.md"])
+def test_every_sign_is_explained(page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text("utf-8")
+    assert [code for code in re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) if code in WRONG] == list(WRONG)
