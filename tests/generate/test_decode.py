@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from scipy.stats import chisquare
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PhiConfig, Qwen2Config
 
 from danlu.data.render import IGNORE
+from danlu.errors import DanluError
 from danlu.generate import Sampling
 from danlu.generate import decode as decoding
-from danlu.generate.decode import Decoded
+from danlu.generate.decode import Decoded, one_by_one
+from danlu.generate.forward import cache_of, step
+from danlu.generate.memory import cache_bytes, row_bytes
 from danlu.generate.weights import plain_lora, snapshot
-from danlu.models.decoder import supports
 from danlu.models.batch import packed
+from danlu.models.decoder import supports
 from danlu.models.head import TokenLogProbs
 from tiny_models import VOCABULARY, build
 
 PROMPTS = [
-    [random.Random(n).randrange(VOCABULARY) for _ in range(length)]
-    for n, length in enumerate([1, 2, 3, 5, 8, 13, 21, 34, 55, 7, 7, 7, 19, 4, 40, 1, 11, 28, 17, 70, 6, 9, 3, 33])
+    random.Random(n).choices(range(VOCABULARY), k=length)
+    for n, length in enumerate([1, 2, 3, 5, 8, 13, 21, 34, 7, 7, 7, 40])
 ]
+MANY = [random.Random(1000 + n).choices(range(VOCABULARY), k=1 + n * 37 % 71) for n in range(64)]
 ENDS = list(range(0, VOCABULARY, 24))
 CASES = [
     (architecture, kind, tied, lora)
@@ -33,7 +39,7 @@ CASES = [
 ]
 
 
-SAMPLING = {"max_tokens", "temperature", "top_p", "samples", "seed"}
+SAMPLING = {field.name for field in fields(Sampling)}
 
 
 def decode(weights: Any, prompts: list[list[int]], **options: Any) -> list[list[Decoded]]:
@@ -82,32 +88,58 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return lively(build(tmp_path_factory.mktemp("plain"), "qwen3")[0])
 
 
-def reference(model: Any, prompt: list[int], tokens: int) -> list[int]:
+def references(model: Any, prompts: list[list[int]], tokens: int, **options: Any) -> list[list[int]]:
+    """What transformers' generate writes greedily, in one batch padded on the left."""
+    length = max(map(len, prompts))
     out = model.generate(
-        input_ids=torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        input_ids=torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts]),
+        attention_mask=torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
         max_new_tokens=tokens,
         do_sample=False,
         eos_token_id=ENDS,
         pad_token_id=0,
+        **options,
     )
-    return out[0, len(prompt) :].tolist()
+    rows = out[:, length:].tolist()
+    return [row[: next((n for n, token in enumerate(row, 1) if token in ENDS), tokens)] for row in rows]
 
 
 def test_greedy_is_transformers_generate_token_for_token(model: Any) -> None:
-    wanted = [reference(model, prompt, 14) for prompt in PROMPTS]
-    assert len({len(tokens) for tokens in wanted}) > 2  # some stop early, so that the batch is compacted
+    wanted = references(model, PROMPTS, 14)
+    assert len({len(tokens) for tokens in wanted}) > 1  # some stop early: others take their places
     weights = snapshot(model)
-    for size in (1, 8, 24):
-        found = []
-        for at in range(0, len(PROMPTS), size):
-            found += decode(weights, PROMPTS[at : at + size], max_tokens=14, end_ids=ENDS)
-        assert [one.tokens for (one,) in found] == wanted, size
+    for rows in (1, 5, 12):
+        found = decode(weights, PROMPTS, rows=rows, max_tokens=14, end_ids=ENDS)
+        assert [one.tokens for (one,) in found] == wanted, rows
         assert [one.stopped for (one,) in found] == [tokens[-1] in ENDS for tokens in wanted]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("copies", [True, False])
+def test_greedy_is_transformers_generate_on_64_prompts(model: Any, copies: bool) -> None:
+    wanted = [tokens for prompt in MANY for tokens in references(model, [prompt], 40)]
+    assert len({len(tokens) for tokens in wanted}) > 4
+    weights = snapshot(model, copies=copies)
+    for size in (1, 8, 64):
+        found = decode(weights, MANY, rows=size, max_tokens=40, end_ids=ENDS)
+        assert [one.tokens for (one,) in found] == wanted, size
+
+
+def test_greedy_with_a_repetition_penalty(model: Any) -> None:
+    prompts = [prompt for prompt in PROMPTS if len(prompt) == 7]  # transformers counts padding as seen
+    assert len(prompts) > 1
+    wanted = references(model, prompts, 14, repetition_penalty=1.3)
+    assert wanted != references(model, prompts, 14)
+    weights = snapshot(model)
+    options = {"max_tokens": 14, "end_ids": ENDS, "repetition_penalty": 1.3}
+    for rows, samples in ((1, 1), (4, 2), (12, 2)):
+        found = decode(weights, prompts, rows=rows, samples=samples, **options)
+        assert [[one.tokens for one in group] for group in found] == [[tokens] * samples for tokens in wanted]
+
+
 def test_sampled_log_probs_are_those_of_the_scoring_pass(model: Any) -> None:
-    found = decode(snapshot(model), PROMPTS, max_tokens=12, end_ids=ENDS, temperature=0.7, top_p=0.9, samples=2, seed=5)
+    filters = {"temperature": 0.7, "top_p": 0.9, "top_k": 50, "min_p": 0.01, "repetition_penalty": 1.1}
+    found = decode(snapshot(model), PROMPTS, max_tokens=12, end_ids=ENDS, samples=2, seed=5, **filters)
     rows, kept = [], []
     for prompt, group in zip(PROMPTS, found, strict=True):
         for one in group:
@@ -132,7 +164,7 @@ def test_a_sample_does_not_depend_on_its_batch(model: Any) -> None:
     keys = [f"row {n}" for n in range(len(PROMPTS))]
     options = {"max_tokens": 12, "end_ids": ENDS, "temperature": 1.0, "samples": 3, "seed": 9}
     together = decode(weights, PROMPTS, keys=keys, **options)
-    for n in (0, 8, 15, 19):
+    for n in (0, 8, 11):
         (alone,) = decode(weights, PROMPTS[n : n + 1], keys=keys[n : n + 1], **options)
         assert [one.tokens for one in alone] == [one.tokens for one in together[n]]
     assert len({tuple(one.tokens) for one in together[8]}) == 3
@@ -174,15 +206,130 @@ def test_one_step_follows_the_exact_softmax(plain: Any, temperature: float, top_
 @pytest.mark.parametrize("apart", [0, 1 << 60], ids=["prompts apart", "prompts in rows"])
 def test_rows_and_their_layout_change_nothing(plain: Any, apart: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = snapshot(plain)
-    options = {"max_tokens": 20, "end_ids": ENDS, "temperature": 1.0, "samples": 3, "seed": 1}
-    wanted = decode(weights, PROMPTS, rows=1, **options)
+    options = {"max_tokens": 12, "end_ids": ENDS, "temperature": 1.0, "samples": 3, "seed": 1}
+    wanted = decode(weights, PROMPTS[3:8], rows=256, **options)
     monkeypatch.setattr(decoding, "APART", apart)
-    for rows in (2, 3, 7, 12, 256):  # groups cut in two, one at a time, rows left over, several, all at once
-        found = decode(weights, PROMPTS, rows=rows, **options)
+    for rows in (2, 3, 10, 256):  # groups cut in two, one at a time, rows left over, all at once
+        found = decode(weights, PROMPTS[3:8], rows=rows, **options)
         assert [[one.tokens for one in group] for group in found] == [[o.tokens for o in group] for group in wanted]
-        for a, b in zip(sum(found, []), sum(wanted, []), strict=True):
-            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+        for group, own in zip(found, wanted, strict=True):
+            for a, b in zip(group, own, strict=True):
+                assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
     assert {one.stopped for group in wanted for one in group} == {True, False}
+
+
+def test_a_free_row_is_taken_at_once(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many steps as the rows need when none of them waits, not the sum of the longest of each batch."""
+    steps = []
+
+    def counted(*args: Any) -> Any:
+        steps.append(len(args[2]))
+        return step(*args)
+
+    monkeypatch.setattr(decoding, "step", counted)
+    found = decode(snapshot(plain), PROMPTS * 3, rows=4, max_tokens=30, end_ids=ENDS, temperature=1.0, seed=1)
+    lengths = [len(one.tokens) for (one,) in found]
+    assert sum(steps) == sum(lengths) - len(lengths)  # the first token comes from the prompt; no row is computed idly
+    in_batches = sum(max(lengths[at : at + 4]) - 1 for at in range(0, len(lengths), 4))
+    assert sum(lengths) / 4 <= len(steps) + len(lengths) / 4 + 30 < 0.9 * in_batches
+
+
+def test_memory_splits_a_batch(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, held = snapshot(plain), []
+
+    def made(*args: Any) -> Any:
+        held.append(cache_of(*args))
+        return held[-1]
+
+    monkeypatch.setattr(decoding, "cache_of", made)
+    options = {"max_tokens": 10, "end_ids": ENDS, "temperature": 1.0, "seed": 1}
+    prompts = [PROMPTS[6]] * 5 + PROMPTS[:2]
+    wanted = decode(weights, prompts, **options)
+    layers, size = len(weights.layers), weights.dtype.itemsize
+    each = row_bytes(layers, weights.kv_heads, weights.head_dim, 31, VOCABULARY, size)
+    for rows in (1, 3):
+        held.clear()
+        found = decode(weights, prompts, memory=rows * each + each // 2, **options)
+        assert [one.tokens for (one,) in found] == [one.tokens for (one,) in wanted]
+        longest = held[-1].data
+        assert longest.shape[1] == rows
+        assert longest.nbytes == cache_bytes(layers, weights.kv_heads, weights.head_dim, rows, 31, size)
+        assert len(held) == 2  # the short prompts have a cache of their own
+    with pytest.raises(DanluError, match="no memory to decode 31 tokens"):
+        decode(weights, prompts, memory=each - 1, **options)
+
+
+class Refusing(TorchFunctionMode):
+    """Memory that refuses tensors of more than so many numbers."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit, self.refused = limit, 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.zeros and isinstance(args[0], tuple) and torch.Size(args[0]).numel() > self.limit:
+            self.refused += 1
+            raise torch.OutOfMemoryError("out of memory")
+        return function(*args, **(kwargs or {}))
+
+
+def test_memory_that_runs_out_halves_the_rows(plain: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = snapshot(plain)
+    options = {"max_tokens": 10, "end_ids": ENDS, "temperature": 1.0, "samples": 2, "seed": 1}
+    wanted = decode(weights, PROMPTS[:6], **options)
+    one = cache_of(weights, 1, 13, 10).data.numel()
+    with Refusing(4 * one) as memory:
+        found = decode(weights, PROMPTS[:6], **options)
+    assert [[o.tokens for o in group] for group in found] == [[o.tokens for o in group] for group in wanted]
+    assert memory.refused > 0
+    assert "going on with" in capsys.readouterr().err
+    with Refusing(one // 4), pytest.raises(DanluError, match="no memory to decode"):
+        decode(weights, PROMPTS[5:6], **options)
+
+
+def test_what_was_finished_before_memory_ran_out_is_not_done_again(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = snapshot(plain)
+    options = {"max_tokens": 20, "end_ids": ENDS, "temperature": 1.0, "samples": 3, "seed": 1}
+    wanted = decode(weights, PROMPTS, **options)
+    rows = []
+
+    def failing(*args: Any) -> Any:
+        rows.append(len(args[2]))
+        if len(rows) == 9:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"
+            )
+        return step(*args)
+
+    monkeypatch.setattr(decoding, "step", failing)
+    found = decode(weights, PROMPTS, **options)
+    assert [[o.tokens for o in group] for group in found] == [[o.tokens for o in group] for group in wanted]
+    assert max(rows[9:]) <= rows[0] // 2 + 1
+    monkeypatch.setattr(decoding, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        decode(weights, PROMPTS, **options)
+
+
+def test_stop_strings_end_a_row(plain: Any) -> None:
+    weights = snapshot(plain)
+    options = {"max_tokens": 20, "end_ids": ENDS, "temperature": 1.0, "samples": 2, "seed": 3}
+    wanted = decode(weights, PROMPTS, **options)
+    found = decode(weights, PROMPTS, ended=lambda tokens: tokens[-1] % 5 == 0, **options)
+    cut = 0
+    for group, own in zip(found, wanted, strict=True):
+        for one, whole in zip(group, own, strict=True):
+            assert one.tokens == whole.tokens[: len(one.tokens)]
+            assert one.stopped == (one.tokens[-1] % 5 == 0 or one.tokens[-1] in ENDS)
+            assert not any(token % 5 == 0 for token in one.tokens[:-1])
+            cut += len(one.tokens) < len(whole.tokens)
+    assert cut > 5
+
+
+def test_one_by_one_gives_the_same_tokens(plain: Any) -> None:
+    weights, sampling = snapshot(plain), Sampling(20, temperature=1.0, seed=5)
+    for prompt in PROMPTS[:5]:
+        (group,) = decode(weights, [prompt], max_tokens=20, temperature=1.0, seed=5, end_ids=ENDS, keys=["k"])
+        assert list(one_by_one(weights, prompt, sampling, end_ids=ENDS, key="k")) == group[0].tokens
 
 
 def test_a_completion_ends_with_its_end_token_or_at_the_limit(plain: Any) -> None:
@@ -250,4 +397,4 @@ def test_adapters_of_every_kind(tmp_path: Path, settings: dict[str, Any], mergea
     assert plain_lora(model) is mergeable
     if mergeable:
         ((one,),) = decode(snapshot(model), PROMPTS[6:7], max_tokens=8, end_ids=ENDS)
-        assert one.tokens == reference(model, PROMPTS[6], 8)
+        assert one.tokens == references(model, PROMPTS[6:7], 8)[0]

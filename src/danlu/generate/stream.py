@@ -113,12 +113,18 @@ def _tagged(pieces: Iterable[str], think: ThinkFormat) -> Iterator[tuple[Part, s
             keep = 0 if closed else _begun(text, (think.open, think.close))
             yield "reasoning", text[: len(text) - keep].replace(think.open, "")
             held, state = (rest, "answer") if closed else (text[len(text) - keep :], state)
-        if state == "answer":
+        if state == "answer" and inner:  # white space, where the format was kept, and the tag
+            before, tag, rest = held.partition(inner[0])
+            keep = 0 if tag else _begun(before, inner[:1])
+            if not tag:
+                yield "answer", before[: len(before) - keep]
+            held, state = (rest, "inside") if tag else (before[len(before) - keep :], state)
+        elif state == "answer":
+            yield "answer", held
+            held = ""
+        if state == "inside":
             held, over = cut(held, inner[1:])
-            before, tag, after = held.partition(inner[0]) if inner else (held, "", "")
-            if tag:  # what stood before the tag is not the answer; it was white space where the format was kept
-                held = after
-            keep = 0 if over else _begun(held, inner)
+            keep = 0 if over else _begun(held, inner[1:])
             yield "answer", held[: len(held) - keep]
             if over:
                 return

@@ -194,13 +194,14 @@ def snapshot(
 
     layers = []
     for layer in decoder.layers:
-        attention, mlp = layer.self_attn, layer.mlp
+        qkv, out, gate_up, down = (matrix(*group) for group in _groups(layer))
+        attention = layer.self_attn
         layers.append(
             Layer(
-                qkv=matrix(attention.q_proj, attention.k_proj, attention.v_proj),
-                out=matrix(attention.o_proj),
-                gate_up=matrix(mlp.gate_proj, mlp.up_proj),
-                down=matrix(mlp.down_proj),
+                qkv=qkv,
+                out=out,
+                gate_up=gate_up,
+                down=down,
                 norm_in=inner(layer.input_layernorm).weight.to(dtype),
                 norm_out=inner(layer.post_attention_layernorm).weight.to(dtype),
                 norm_qk=_norm_qk(attention, config, dtype) if hasattr(attention, "q_norm") else None,
@@ -220,6 +221,12 @@ def snapshot(
         eps=config.rms_norm_eps,
         copied=copies,
     )
+
+
+def _groups(layer: Any) -> tuple[tuple[Any, ...], ...]:
+    """The linear layers of a decoder layer; those that take the same input together."""
+    a, mlp = layer.self_attn, layer.mlp
+    return (a.q_proj, a.k_proj, a.v_proj), (a.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)
 
 
 def base_of(module: Any) -> Any:
@@ -250,8 +257,8 @@ def _shape(weight: Any) -> tuple[int, int]:
 
 def _copies_fit(plain: Any, dtype: torch.dtype) -> bool:
     """Whether copies of all linear layers are of use and fit into memory."""
-    linear = [base_of(one) for layer in plain.model.layers for one in layer.modules() if hasattr(one, "in_features")]
-    weights = {id(one): one.weight for one in [*linear, base_of(inner(plain.lm_head))]}.values()
+    linear = [module for layer in plain.model.layers for group in _groups(layer) for module in group]
+    weights = [base_of(inner(module)).weight for module in (*linear, plain.lm_head)]
     four_bit = any(type(weight).__name__ == "Params4bit" for weight in weights)
     place = inner(plain.model.embed_tokens).weight.device
     if place.type != "cpu" or (dtype != torch.float32 and not four_bit):
