@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig
 
+from danlu.errors import DanluError
 from danlu.generate import Generator, Sampling
 from danlu.generate.local import LocalGenerator
 from danlu.models.load import load, trainable
@@ -96,6 +98,40 @@ def test_refresh_takes_up_what_training_changed() -> None:
     assert next(generator.generate(PROMPTS[:1], sampling))[1][0].tokens != before.tokens
 
 
+def test_stop_strings_end_the_answer_and_are_left_out(generator: LocalGenerator) -> None:
+    _, reasoning, answer = CHATS[0]
+    for stop in ("多喝", "喝水。", "要看", "</think>"):
+        sampling = Sampling(max_tokens=64, stop=("never said", stop))
+        ((_, (one,)),) = generator.generate(PROMPTS[:1], sampling)
+        assert one.text == generator.think.join(reasoning, answer).partition(stop)[0]
+        assert one.finish == "stop"
+        assert stop in generator.loaded.tokenizer.decode(one.tokens)
+        assert len(one.logprobs) == len(one.tokens)
+        told = {"reasoning": "", "answer": ""}
+        for part, text in generator.chat_stream(PROMPTS[0], sampling):
+            told[part] += text
+        assert told == {"reasoning": one.reasoning, "answer": one.answer}
+
+
+def test_leaving_a_stream_early_ends_the_work(generator: LocalGenerator) -> None:
+    stream = generator.chat_stream(PROMPTS[0], Sampling(max_tokens=2000))
+    assert next(stream)[0] == "reasoning"
+    stream.close()
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_memory_decides_how_many_rows(generator: LocalGenerator) -> None:
+    sampling = Sampling(max_tokens=16, temperature=1.6, samples=3, seed=4)
+    wanted = dict(generator.generate(PROMPTS, sampling))
+    small = LocalGenerator(generator.loaded, memory=150_000)
+    assert {n: [one.tokens for one in many] for n, many in small.generate(PROMPTS, sampling)} == {
+        n: [one.tokens for one in many] for n, many in wanted.items()
+    }
+    with pytest.raises(DanluError, match="no memory"):
+        list(LocalGenerator(generator.loaded, memory=10_000).generate(PROMPTS, sampling))
+
+
 # ---- what the fast decoder does not know
 
 
@@ -121,6 +157,31 @@ CONFIGS = {
 }
 
 
+OPTIONS = {
+    "greedy": {},
+    "penalised": {"repetition_penalty": 1.3},
+    "sampled": {"temperature": 1.0, "seed": 3},
+    "filtered": {"temperature": 1.2, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "repetition_penalty": 1.2},
+    "stopped": {"temperature": 1.0, "stop": ("e", "看")},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_transformers_generate_and_our_decoder_write_the_same(generator: LocalGenerator, name: str) -> None:
+    """Forward, cache and padding are transformers', everything else is ours: the same draws give the same text."""
+    through = LocalGenerator(generator.loaded)
+    through._fast = False
+    sampling = Sampling(**{"max_tokens": 14, "samples": 2} | OPTIONS[name])
+    wanted, found = (dict(one.generate(PROMPTS, sampling)) for one in (generator, through))
+    for n in range(len(PROMPTS)):
+        for one, other in zip(found[n], wanted[n], strict=True):
+            assert (one.tokens, one.text, one.finish) == (other.tokens, other.text, other.finish)
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    sampling = replace(sampling, samples=1)
+    streams = [list(one.chat_stream(PROMPTS[1], sampling)) for one in (generator, through)]
+    assert streams[0] == streams[1]
+
+
 def alone(generator: LocalGenerator, chat: list[dict[str, str]], tokens: int) -> tuple[int, ...]:
     words, model = generator.loaded.tokenizer, generator.loaded.model
     text = words.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -143,6 +204,40 @@ def test_other_architectures_go_through_transformers(tmp_path: Path, name: str) 
     assert drawn[0] == drawn[1]
     assert all(len(many) == 3 for many in drawn[0].values())
     assert len({one.tokens for many in drawn[0].values() for one in many}) > 4
+    for chat, group in zip(PROMPTS, (drawn[0][n] for n in range(len(PROMPTS))), strict=True):
+        for one in group:
+            assert one.logprobs == pytest.approx(scored(generator, chat, one.tokens), abs=1e-4)
+    small = LocalGenerator(generator.loaded, memory=30_000)
+    assert {n: [one.tokens for one in many] for n, many in small.generate(PROMPTS, sampling)} == {
+        n: [one.tokens for one in many] for n, many in drawn[0].items()
+    }
+
+
+def scored(generator: LocalGenerator, chat: list[dict[str, str]], tokens: tuple[int, ...]) -> list[float]:
+    """Log-probs of a completion by a forward over all of it."""
+    words, model = generator.loaded.tokenizer, generator.loaded.model
+    text = words.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    ids = words(text)["input_ids"]
+    with torch.no_grad():
+        found = model(torch.tensor([[*ids, *tokens]])).logits[0].log_softmax(-1)
+    return [float(found[len(ids) + n - 1, token]) for n, token in enumerate(tokens)]
+
+
+def test_an_error_inside_a_stream_reaches_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = LocalGenerator(load(spec(stored(tmp_path, CONFIGS["gpt2"]))))
+    pieces = list(generator.chat_stream(PROMPTS[0], Sampling(max_tokens=6)))
+    assert "".join(text for _, text in pieces)
+    stream = generator.chat_stream(PROMPTS[0], Sampling(max_tokens=900))
+    next(stream)
+    stream.close()  # the thread has ended: the model is as before
+    assert generator.loaded.model.generation_config.max_new_tokens is None
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(generator.loaded.model, "forward", broken)
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        list(generator.chat_stream(PROMPTS[0], Sampling(max_tokens=6)))
 
 
 @pytest.mark.parametrize(
