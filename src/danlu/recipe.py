@@ -589,7 +589,9 @@ def _explained(error: ValidationError, origin: str) -> DanluError:
         return DanluError(
             f"{origin}: {where}: {message}", f"rewards: {', '.join(BUILT_IN_REWARDS)}, python: FILE.py:fn"
         )
-    return DanluError(f"{origin}: {where or 'recipe'}: {message}", f"got {first.get('input')!r:.80}" if where else "")
+    given = first.get("input")
+    hint = f"got {given!r:.80}" if where and not isinstance(given, dict) else ""  # a section would say nothing
+    return DanluError(f"{origin}: {where or 'recipe'}: {message}", hint)
 
 
 def _without_kinds(loc: tuple[Any, ...]) -> list[Any]:
