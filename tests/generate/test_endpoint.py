@@ -95,6 +95,39 @@ def test_known_servers_are_told_to_sample_as_we_do() -> None:
     assert {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}.items() <= server.bodies[0].items()
 
 
+FILTERED = Sampling(temperature=0.8, top_k=20, min_p=0.05, repetition_penalty=1.1, stop=("\n\n", "END"))
+
+
+def test_filters_are_passed_on_in_the_words_of_the_server() -> None:
+    own = {"top_k": 20, "min_p": 0.05, "repetition_penalty": 1.1, "stop": ["\n\n", "END"]}
+    for owner in ("vllm", "someone"):
+        with FakeServer(script(chat()), models=Reply({"data": [{"id": "m", "owned_by": owner}]})) as server:
+            ask(server, FILTERED)
+        assert own.items() <= server.bodies[0].items()
+        assert "samplers" not in server.bodies[0]
+    with FakeServer(script(chat()), models=Reply({"data": [{"id": "m", "owned_by": "llamacpp"}]})) as server:
+        ask(server, FILTERED)
+    (body,) = server.bodies
+    assert body["samplers"] == ["penalties", "temperature", "top_k", "top_p", "min_p"]
+    wanted = {"top_k": 20, "min_p": 0.05, "repeat_penalty": 1.1, "repeat_last_n": -1, "stop": ["\n\n", "END"]}
+    assert wanted.items() <= body.items()
+    assert "repetition_penalty" not in body
+
+
+def test_a_filter_that_a_server_does_not_take_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(asked: Asked, _: int) -> Reply:
+        for name in ("top_k", "min_p", "repetition_penalty"):
+            if name in asked.body:
+                return error(400, f"Unrecognized request argument supplied: {name}")
+        return chat("x")
+
+    with FakeServer(answer) as server:
+        assert ask(server, FILTERED, retries=0)[0].text == "x"
+    assert server.bodies[-1]["stop"] == ["\n\n", "END"]
+    said = capsys.readouterr().err
+    assert all(f"does not take {name}" in said for name in ("top_k", "min_p", "repetition_penalty"))
+
+
 def test_several_samples_in_one_request_where_the_server_takes_n() -> None:
     with FakeServer(lambda asked, _: chat("x", n=asked.body.get("n", 1), tokens=7)) as server:
         found = ask(server, Sampling(samples=3, temperature=1.0))
@@ -710,6 +743,8 @@ def test_llama_cpp_answers_as_in_process(llama: GgufGenerator, monkeypatch: pyte
         first, second = ([one.text for one in next(generator.generate(prompts[:1], drawn))[1]] for _ in range(2))
         assert first == second
         assert len(set(first)) > 1
+        only = Sampling(max_tokens=64, temperature=3.0, top_k=1)
+        assert next(generator.generate(prompts[:1], only))[1][0].text == found[0][0].text
 
 
 def test_llama_cpp_refuses_a_stranger(llama: GgufGenerator) -> None:

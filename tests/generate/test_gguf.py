@@ -64,6 +64,22 @@ def test_thinking_can_be_switched_off(generator: GgufGenerator) -> None:
     assert plain.answer
 
 
+def test_filters_and_stop_strings(generator: GgufGenerator) -> None:
+    def drawn(**options: object) -> list[str]:
+        sampling = Sampling(max_tokens=24, samples=3, seed=5, **{"temperature": 3.0} | options)  # type: ignore[arg-type]
+        ((_, many),) = generator.generate(PROMPTS[:1], sampling)
+        return [one.text for one in many]
+
+    greedy = drawn(temperature=0.0)
+    assert drawn() != greedy
+    for narrow in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}):
+        assert drawn(**narrow) == greedy
+    assert drawn(temperature=0.0, repetition_penalty=3.0) != greedy
+    _, reasoning, answer = CHATS[0]
+    ((_, (one,)),) = generator.generate(PROMPTS[:1], Sampling(max_tokens=64, stop=("never", answer[3:5])))
+    assert (one.reasoning, one.answer, one.finish) == (reasoning, answer[:3], "stop")
+
+
 def test_sampling_follows_the_seed(generator: GgufGenerator) -> None:
     def draw(seed: int) -> list[str]:
         ((_, many),) = generator.generate(PROMPTS[:1], Sampling(max_tokens=12, temperature=3.0, samples=4, seed=seed))

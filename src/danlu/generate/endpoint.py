@@ -9,8 +9,9 @@ the template had opened the block and the content holds only the closing tag. `C
 times as the server counted tokens, because servers give counts and no ids.
 
 Departures: where /v1/models says that vLLM, SGLang or llama.cpp answers, their own top-k, min-p and penalties are
-switched off so that temperature and top-p alone sample, as everywhere here. A parameter that a server names as
-unsupported (seed, temperature, top_p, max_tokens, chat_template_kwargs) is left out or renamed, with a warning.
+switched off unless Sampling asks for them; other servers are told of them only then, in vLLM's words. A parameter that
+a server names as unsupported (seed, temperature, top_p, top_k, min_p, repetition_penalty, max_tokens,
+chat_template_kwargs) is left out or renamed, with a warning.
 Not covered: defaults that other servers add by themselves, the Responses API, tools, images, log-probs, SOCKS proxies.
 """
 
@@ -22,12 +23,13 @@ from functools import partial
 from typing import Any
 
 from danlu.generate import Sampling
-from danlu.generate.gguf import completion
+from danlu.generate.gguf import completion, samplers
 from danlu.generate.replies import Choice, Part, Unanswered, tagged
 from danlu.generate.wire import Cancel, Endpoint, as_finished
 from danlu.records import Completion, Message
 from danlu.think import ThinkFormat
 
+NEUTRAL = Sampling()  # what needs not be said
 UNKNOWN = -1  # a token whose id the server does not tell
 
 PLAIN = ThinkFormat("none")
@@ -103,6 +105,13 @@ class EndpointGenerator:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
+        if "samplers" in self.endpoint.extra:  # llama.cpp
+            body |= samplers(sampling)
+        else:
+            own = {name: getattr(sampling, name) for name in ("top_k", "min_p", "repetition_penalty")}
+            body |= {name: value for name, value in own.items() if value != getattr(NEUTRAL, name)}
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
         if seed is not None and sampling.temperature > 0:
             body["seed"] = seed % (2**31 - 1)
         if self.thinking is not None:

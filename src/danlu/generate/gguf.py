@@ -2,8 +2,8 @@
 
 Method: xllamacpp starts the server on a free port with a random key; prompts go to its chat endpoint, which renders
 the GGUF's Jinja template and splits reasoning from answer. Rows are asked at once from several threads and share the
-server's slots. Departure from llama.cpp's defaults: only temperature and top-p sample, in this order, as
-transformers does; no top-k, min-p or penalties.
+server's slots. Departure from llama.cpp's defaults: only what Sampling asks for filters, in transformers' order:
+repetition penalty (over the whole context), temperature, top-k, top-p, min-p.
 Not covered: GPU layers beyond llama.cpp's choice, log-probs of sampled completions (`Completion.tokens` is empty).
 """
 
@@ -285,11 +285,30 @@ def _chat_body(messages: Sequence[Message], sampling: Sampling, seed: int | None
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "samplers": ["temperature", "top_p"],
+        **samplers(sampling),
     }
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
     if not thinking:
         body["chat_template_kwargs"] = {"enable_thinking": False}
     return body if seed is None else {**body, "seed": seed % (2**32 - 1)}
+
+
+def samplers(sampling: Sampling) -> dict[str, Any]:
+    """llama.cpp's own fields for a Sampling, and the order of its filters; what is not in the order is off."""
+    fields: dict[str, Any] = {}
+    order = ["temperature"]
+    if sampling.repetition_penalty != 1:
+        order.insert(0, "penalties")
+        fields |= {"repeat_penalty": sampling.repetition_penalty, "repeat_last_n": -1}
+    if sampling.top_k:
+        order.append("top_k")
+        fields["top_k"] = sampling.top_k
+    order.append("top_p")
+    if sampling.min_p:
+        order.append("min_p")
+        fields["min_p"] = sampling.min_p
+    return {"samplers": order, **fields}
 
 
 def _refused(status: int, data: bytes) -> DanluError:

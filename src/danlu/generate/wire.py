@@ -49,7 +49,7 @@ LONGEST = 30.0  # the longest backoff without Retry-After, in seconds
 LARGEST = 64 << 20  # bytes of a reply
 IN_A_ROW = 20  # requests that fail one after the other before an endpoint counts as down
 
-_DROPPABLE = ("chat_template_kwargs", "seed", "temperature", "top_p")
+_DROPPABLE = ("chat_template_kwargs", "seed", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 _OWN_SAMPLING: dict[str, dict[str, Any]] = {
     "vllm": _NEUTRAL,
