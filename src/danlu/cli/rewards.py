@@ -15,6 +15,7 @@ from danlu.rewards.trial import findings, sampled, verdict
 from danlu.rewards.trial import table as trial
 
 ROWS, ROWS_JUDGED = 20, 4  # questions that the attacks are made from
+OTHERS = 200  # questions whose golds are wrong answers to others
 
 
 def show_reward_test(
@@ -34,17 +35,18 @@ def show_reward_test(
         questions = _questions(recipe)
         judged = any(isinstance(spec, JudgeSpec) for spec in recipe.grpo.rewards)
         tried = questions[: rows or (ROWS_JUDGED if judged else ROWS)]
+        golds = [question.target or "" for question in questions[:OTHERS] if not question.options]
         if prompts:
             from danlu.generate.open import open_generator
 
             with open_generator(started or recipe.model.id, recipe) as generator:
-                found = trial(rewards, tried, generator.think, _tokens(generator, recipe, started))
+                found = trial(rewards, tried, generator.think, _tokens(generator, recipe, started), golds)
                 model = sampled(generator, questions[:prompts], recipe.grpo, rewards, samples, recipe.seed)
         else:
             from danlu.models.tokenizer import speech_of
 
             speech = speech_of(recipe.model, started)
-            found, model = trial(rewards, tried, speech.think, _encoder(speech.tokenizer)), None
+            found, model = trial(rewards, tried, speech.think, _encoder(speech.tokenizer), golds), None
         usage = rewards.usage()
     told = findings(found, model)
     ok = not any(finding["level"] == "error" for finding in told)

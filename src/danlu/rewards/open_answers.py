@@ -6,7 +6,7 @@ quantities in one spelling (0.5 g is 500 mg, see quantities), and English withou
 British ae, oe, our.
 An answer that names the gold is wrong where its sentence contradicts a side (left, right, both) or a quantity that the
 gold has. It is ambiguous where a distractor is claimed as well, another answer is called the answer, the gold is taken
-back ("不对，…"), or it is one of several alternatives ("X或Y", a list of four and more).
+back ("不对，…"), or it is one of several alternatives ("X或Y", a list of three and more).
 A distractor that is only discussed ("肺结核多有盗汗") does no harm where the gold is singled out in one of the ways in
 which an option is: the gold and its distractors are then read as the options of a question (see choice).
 Not covered: paraphrases that no alias lists, hedges without a word for them, and, where a question has no
@@ -26,7 +26,8 @@ from danlu.rewards.quantities import normal, quantities
 _STRONG = ("keyed", "said", "judged", "stated", "concluded", "line", "marked")  # ways of singling out, see choice
 _KEYS = [chr(code) for code in range(0x2F00, 0x2FD6)]  # names of the wordings; radicals that no canonical text holds
 _MOST = 50  # claims of a kind that are read from either end of an answer
-_LIST = 4  # items of a list from which on the gold in it is one of many
+_LIST = 3  # items of a list from which on the gold in it is one of many
+_CLAUSES = 4  # the same where commas join them, which also join clauses
 
 
 def read_open(sample: Sample, answer: str, cut: bool = False) -> tuple[str | None, str]:
@@ -72,7 +73,7 @@ def _named(
             return None, "ambiguous: a distractor is claimed as well"
     if _TAKEN_BACK.search(text, gold[-1].end):
         return None, "ambiguous: taken back"
-    if not _JOINED.search(sample.target or "") and all(_one_of_several(text, claim, gold) for claim in gold):
+    if all(_one_of_several(text, claim, gold) for claim in gold):
         return None, "ambiguous: one of several"
     if _said_otherwise(text, gold, since):
         return None, "ambiguous: another answer is stated"
@@ -98,7 +99,7 @@ def _ends(found: list[Claim]) -> list[Claim]:
 
 def spelled(text: str) -> str:
     """A canonical text with quantities and English in one spelling."""
-    text = normal(text)
+    text = re.sub(r"[。.](?=[、,])", "", normal(text))  # a list of sentences
     text = re.sub(r"(?<=[a-z])['’]s\b", "", text)
     return re.sub(r"(?<=[a-z]{2})our\b", "or", re.sub("ae|oe", "e", text))
 
@@ -153,8 +154,7 @@ _OFFERED = re.compile(  # a distractor after one of these is offered as well
 _OFFERED_AFTER = re.compile(rf"{ROUND}{{0,4}}(?:也|亦|仍|尚)?(?:待排|不(?:能)?(?:除外|排除)|(?:有)?可能(?!性))")
 _OR = r"(?:或者?|还是|/|\bor\b|\bversus\b|\bvs\b\.?)"
 _BEFORE, _AFTER = re.compile(rf"{_OR}(?:是|为|\s*an?\s)?{ROUND}{{0,4}}$"), re.compile(rf"{ROUND}{{0,4}},?\s?{_OR}")
-_JOINED = re.compile(r"[、,，/;；和与及或]|\b(?:and|or)\b")
-_ITEMS = re.compile(r"[、,/]|\s(?:and|or)\s|[和或]")
+_ITEMS = re.compile("[、/]"), re.compile(r"[、,/]|\s(?:and|or)\s|[和或]")
 _EXPLAINS = re.compile(
     r"(?:which|that|who|with|because|due|since|as|is|are|was|were|in|on|of|for|by|from|to|caused?|causing|given|"
     r"secondary|not|but|so)\b|因|是|为|可|表现"
@@ -181,7 +181,7 @@ def _sentence(text: str, claim: Claim) -> str:
 
 
 def _one_of_several(text: str, claim: Claim, gold: list[Claim]) -> bool:
-    """Whether a claim of the gold is one of alternatives, or an item of a list of `_LIST` and more."""
+    """Whether a claim of the gold is one of alternatives, or an item of a long list."""
     if (joiner := _AFTER.match(text, claim.end)) and not any(c.start - joiner.end() in range(4) for c in gold):
         return True
     before = text[max(0, claim.start - 12) : claim.start]
@@ -190,14 +190,19 @@ def _one_of_several(text: str, claim: Claim, gold: list[Claim]) -> bool:
     ):
         return True
     start, end = _bounds(text, claim)
-    left, right = _ITEMS.split(text[start : claim.start]), _ITEMS.split(text[claim.end : end])
-    if len(left[-1].strip()) <= 6 and len(right[0].strip()) <= 6:
-        beside = [item for item in left[:-1][::-1] if item.strip()], [item for item in right[1:] if item.strip()]
-        short = [[_short(item) for item in items] for items in beside]
-        run = 1 + sum(part.index(False) if False in part else len(part) for part in short)
-        if run >= _LIST:
-            return True
-    return _bulleted(text, claim)
+    parts = text[start : claim.start], text[claim.end : end]
+    runs = [_run(*parts, items) for items in _ITEMS]
+    return runs[0] >= _LIST or runs[1] >= _CLAUSES or _bulleted(text, claim)
+
+
+def _run(before: str, after: str, items: re.Pattern[str]) -> int:
+    """How many short items of a list stand side by side, with the one between `before` and `after`."""
+    left, right = items.split(before), items.split(after)
+    if len(left[-1].strip()) > 6 or len(right[0].strip()) > 6:
+        return 1
+    beside = [item for item in left[:-1][::-1] if item.strip()], [item for item in right[1:] if item.strip()]
+    short = [[_short(item) for item in side] for side in beside]
+    return 1 + sum(part.index(False) if False in part else len(part) for part in short)
 
 
 def _short(item: str) -> bool:
@@ -207,12 +212,12 @@ def _short(item: str) -> bool:
 
 
 def _bulleted(text: str, claim: Claim) -> bool:
-    """Whether a claim is a line of its own among `_LIST` and more short lines with bullets or numbers."""
+    """Whether a claim is a line of its own among `_CLAUSES` and more short lines with bullets or numbers."""
     start, end = text.rfind("\n", 0, claim.start) + 1, text.find("\n", claim.end)
     line = text[start : end if end >= 0 else len(text)]
     if len(line) > 200 or not _is_item(line) or len(_BULLET.sub("", line).strip()) > claim.end - claim.start + 2:
         return False
-    return sum(map(_is_item, text.split("\n")[:200])) >= _LIST
+    return sum(map(_is_item, text.split("\n")[:200])) >= _CLAUSES
 
 
 def _is_item(line: str) -> bool:

@@ -26,15 +26,18 @@ FLAT, CUT, BROKEN = 0.5, 0.2, 0.5  # shares from which on a finding is made of t
 
 
 def table(
-    rewards: Rewards, samples: Sequence[Sample], think: ThinkFormat, tokens: Callable[[str], Sequence[int]] | None
+    rewards: Rewards,
+    samples: Sequence[Sample],
+    think: ThinkFormat,
+    tokens: Callable[[str], Sequence[int]] | None = None,
+    others: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """A row for each kind of completion: {"kind", "honest", "total", "rewards", "masked", "rows", "above_wrong", "by"}.
 
     Means over the samples (`rows` of them have the kind); `above_wrong`: share of these on which it earns more than an
-    honest wrong answer, `by`: the reward that pays most of the difference.
+    honest wrong answer, `by`: the reward that pays most of the difference. `others`: golds of other open questions.
     """
-    golds = [sample.target or "" for sample in samples if not sample.options]
-    made = [completions_of(sample, think, golds, tokens) for sample in samples]
+    made = [completions_of(sample, think, others, tokens) for sample in samples]
     by_sample = []
     with display.task("scoring", len(samples)) as progress:
         for sample, own in zip(samples, made, strict=True):
