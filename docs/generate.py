@@ -157,6 +157,14 @@ ZH = {
         "给带评分细则的题当裁判的模型，写服务地址（http://host:port/v1#模型名）"
     ),
     "0: greedy": "0 为贪心",
+    "only the so many likeliest tokens; 0: all": "只在概率最高的这么多个 token 里取；0 为不限",
+    "no token below this share of the likeliest one's probability": "概率低于最高者这一比例的 token 不取",
+    "above 1: less of what prompt and answer hold already": "大于 1 时，提示与回答里已有的 token 更少再出现",
+    "an answer also ends before any of these": "遇到其中任一字符串，回答也在它之前结束",
+    "answers written together at most; memory may allow fewer": "最多同时生成多少个回答；内存不够时会更少",
+    "what runs local weights: danlu's own decoder, or vLLM (a GPU, and danlu[vllm])": (
+        "本地权重用什么来跑：danlu 自己的解码器，或 vLLM（要有 GPU，并装 danlu[vllm]）"
+    ),
     "completions of a question; more than one needs a temperature": "每题回答数；多于 1 时温度须大于 0",
 }
 

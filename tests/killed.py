@@ -8,12 +8,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def in_child(work: Callable[[], Any]) -> int:
     """Run `work` in a forked process; the signal that ended it, or 0."""
     pid = os.fork()
     if pid == 0:
         try:
+            torch.set_num_threads(1)  # the threads of OpenMP are not there after a fork, and would be waited for
             work()
         finally:  # nothing of pytest runs twice
             os._exit(0)

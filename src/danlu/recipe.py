@@ -243,7 +243,7 @@ class JudgeSpec(Section):
     endpoint: str = Field(description="chat endpoint of the judge (http://host:port/v1#model)")
     concurrency: int = Field(8, ge=1, description="requests at once")
     timeout: float = Field(120.0, gt=0, description="seconds that one request may take")
-    retries: int = Field(7, ge=0, description="further attempts; with the backoff they outlast a minute")
+    retries: int = Field(8, ge=0, description="further attempts; with the backoff they outlast a minute")
     backoff: float = Field(1.0, ge=0, description="seconds before the second attempt, doubled each time up to 30")
     max_tokens: int = Field(2048, ge=1, description="longest reply, its reasoning included")
     thinking: bool | None = Field(None, description="switches the judge's thinking on or off, where it can")
@@ -419,8 +419,15 @@ class Eval(Section):
     max_tokens: int = Field(1024, ge=1)
     temperature: float = Field(0.0, ge=0, description="0: greedy")
     top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="only the so many likeliest tokens; 0: all")
+    min_p: float = Field(0.0, ge=0, le=1, description="no token below this share of the likeliest one's probability")
+    repetition_penalty: float = Field(1.0, gt=0, description="above 1: less of what prompt and answer hold already")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field([], description="an answer also ends before any of these")
     samples: int = Field(1, ge=1, description="completions of a question; more than one needs a temperature")
-    batch: int = Field(64, ge=1)
+    batch: int = Field(64, ge=1, description="answers written together at most; memory may allow fewer")
+    generate: Literal["local", "vllm"] = Field(
+        "local", description="what runs local weights: danlu's own decoder, or vLLM (a GPU, and danlu[vllm])"
+    )
     seed: int = 0
 
 

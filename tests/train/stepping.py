@@ -54,6 +54,12 @@ class Seen:
         return self.run.metrics()[-1]
 
 
+def own_reward(folder: Path, body: str) -> list[dict[str, str]]:
+    """A recipe's rewards: one function `fn(sample, completion)` with this body."""
+    (folder / "mine.py").write_text(f"def fn(sample, completion):\n    {body}\n", "utf-8")
+    return [{"python": f"{folder / 'mine.py'}:fn"}]
+
+
 def log_probs(model: Any, rollout: Rollout, temperature: float) -> torch.Tensor:
     ids = torch.tensor([[*rollout.prompt, *rollout.completion.tokens]])
     scores = (model(ids).logits[0] / temperature).log_softmax(-1)

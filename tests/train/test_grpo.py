@@ -1,4 +1,4 @@
-"""GRPO against a naive step; what is drawn, what a run records, and what happens when something goes wrong."""
+"""GRPO against a naive step; what a run records, and what happens when something goes wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from small_training import new_run, recipe, write_questions
-from stepping import Seen, naive
+from stepping import Seen, naive, own_reward
 from transformers import AutoModelForCausalLM
 
 from danlu.errors import DanluError, Stopped
@@ -170,11 +170,6 @@ def test_truncated_completions_carry_no_loss(base: Path, data: Path, tmp_path: P
         assert seen.loop.step == 1
 
 
-def own_reward(tmp_path: Path, body: str) -> list[dict[str, str]]:
-    (tmp_path / "mine.py").write_text(f"def fn(sample, completion):\n    {body}\n", "utf-8")
-    return [{"python": f"{tmp_path / 'mine.py'}:fn"}]
-
-
 def test_masked_rollouts_carry_no_loss(base: Path, data: Path, tmp_path: Path) -> None:
     body = "return None if len(completion.tokens) % 2 else float(len(completion.text))"
     more = {"prompts": 4, "temperature": 1.45, "max_completion": 11, "mask_truncated": False}
@@ -239,55 +234,6 @@ def test_the_reference_is_the_start(base: Path, data: Path, tmp_path: Path) -> N
     assert second.metrics()[-1]["kl"] > 0
     with pytest.raises(DanluError, match="LoRA"):
         ran(recipe(base, data, grpo={"kl": 0.05, "method": "full"}), tmp_path / "full")
-
-
-# ---- what is drawn
-
-
-def test_groups_of_equal_rewards_give_way_to_others(base: Path, data: Path, tmp_path: Path) -> None:
-    """Questions 0, 2, 4 ... pay the same for everything; the stream goes on from where the step before ended."""
-    body = "return 1.0 if int(sample.id[1:]) % 2 == 0 else len(completion.text) + 0.1 * sum(completion.tokens)"
-    rewards = own_reward(tmp_path, body)
-    more = {"prompts": 3, "group": 4, "temperature": 1.7, "rewards": rewards, "steps": 4, "mask_truncated": False}
-    drawn = {}
-    for rounds in (0, 1, 9):
-        seen = Seen(recipe(base, data, grpo={**more, "resample": rounds}), tmp_path / f"run{rounds}")
-        drawn[rounds] = [seen.drawn()]
-        row = seen.step()
-        assert row["prompts_seen"] == seen.stage.seen == drawn[rounds][0].seen
-        assert row["completion_length"] * (seen.stage.seen * 4) == pytest.approx(drawn[rounds][0].tokens)
-        assert row.get("resampled") == (seen.stage.seen - 3 if rounds else None)
-        drawn[rounds].append(seen.drawn())
-    questions = [int(sample.id[1:]) for sample, _ in seen.stage.source.questions]
-    order = [questions[index] for _, index in rollouts_of.row_order(8, 42, 0, 24)]
-    odd = [index for index in order if index % 2]
-    ids = {r: [[int(g[0].sample.id[1:]) for g in one.groups] for one in drawn[r]] for r in drawn}
-    assert ids[0] == [order[:3], order[3:6]]
-    assert [n for step in ids[9] for n in step] == odd[:6]
-    assert drawn[9][0].flat == [False] * 3
-    once = drawn[1][0]
-    assert len(once.groups) == 3
-    informative = [n for n, same in zip(ids[1][0], once.flat, strict=True) if not same]
-    assert informative == [n for n in order[: once.seen] if n % 2]
-
-
-def test_a_question_drawn_twice_in_a_step_gets_other_completions(base: Path, tmp_path: Path) -> None:
-    data = write_questions(tmp_path / "one.jsonl", 1)
-    seen = Seen(recipe(base, data, grpo={"prompts": 2, "temperature": 1.7}), tmp_path / "run")
-    first, second = ([r.completion.text for r in group] for group in seen.drawn().groups)
-    assert first != second
-    assert [[r.completion.text for r in group] for group in seen.drawn().groups] == [first, second]
-
-
-def test_samples_of_long_runs_stay_few_and_long_texts_are_cut(base: Path, data: Path, tmp_path: Path) -> None:
-    groups = Seen(recipe(base, data, grpo={"prompts": 3}), tmp_path / "run").drawn().groups
-    assert len(rollouts_of.told(1, 500, groups)) == 8  # all completions of two groups
-    assert sum(bool(rollouts_of.told(step, 5000, groups)) for step in range(1, 5001)) == 500
-    object.__setattr__(groups[0][0].completion, "text", "开" + "x" * 20_000 + "终")
-    output = rollouts_of.told(1, 1, groups)[0]["output"]
-    assert len(output) < 8100
-    assert (output[0], output[-1]) == ("开", "终")
-    assert "…12002 characters…" in output
 
 
 # ---- a run

@@ -147,7 +147,17 @@ def _judged_again(row: Row) -> Row:
 
 def _answers(generator: Any, todo: list[Item], settings: Eval) -> Iterator[tuple[Item, list[Completion]]]:
     """Every item with its completions (fewer than asked for where the generator failed), mode by mode."""
-    draw = Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.samples, settings.seed)
+    draw = Sampling(
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        samples=settings.samples,
+        seed=settings.seed,
+        top_k=settings.top_k,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        stop=tuple(settings.stop),
+    )
     before = getattr(generator, "thinking", None)
     for mode in settings.modes:
         own = [item for item in todo if item.mode == mode]

@@ -13,13 +13,11 @@ from typing import Any, Literal
 import torch
 
 from danlu import display
-from danlu.data.encode import encode
-from danlu.data.render import prompt_text
-from danlu.errors import DanluError
 from danlu.generate import Sampling, other
+from danlu.generate.chat import completion, encoded, first_tokens
 from danlu.generate.decode import Decoded, decode, one_by_one
 from danlu.generate.memory import cache_budget, ran_out, row_bytes
-from danlu.generate.stream import cut, ends_in_stop, parts, texts, until
+from danlu.generate.stream import ends_in_stop, parts, texts, until
 from danlu.generate.weights import Weights, plain_lora, snapshot
 from danlu.models.decoder import supports
 from danlu.models.load import Loaded
@@ -81,18 +79,14 @@ class LocalGenerator:
 
     def completion(self, decoded: Decoded, stop: Sequence[str] = ()) -> Completion:
         """The Completion of decoded ids: text without the end token or stop string, split by the think-format."""
-        ended = decoded.stopped and decoded.tokens[-1] in self.loaded.end_ids
-        inner = decoded.tokens[:-1] if ended else decoded.tokens
-        text, _ = cut(self.loaded.tokenizer.decode(inner, skip_special_tokens=False), stop)
-        reasoning, answer, well_formed = self.think.split(text)
-        return Completion(
-            text=text,
-            reasoning=reasoning,
-            answer=answer,
-            finish="stop" if decoded.stopped else "length",
-            well_formed=well_formed and decoded.stopped,
-            tokens=tuple(decoded.tokens),
-            logprobs=tuple(decoded.logprobs),
+        return completion(
+            self.loaded.tokenizer,
+            self.think,
+            self.loaded.end_ids,
+            decoded.tokens,
+            logprobs=decoded.logprobs,
+            stopped=decoded.stopped,
+            stop=stop,
         )
 
     def cut(self, completion: Completion, tokens: int) -> Completion:
@@ -132,9 +126,7 @@ class LocalGenerator:
         DanluError when two letters begin with the same token.
         """
         tokenizer, model = self.loaded.tokenizer, self.loaded.model
-        first = {letter: encode(tokenizer, [letter])[0][0] for own in letters for letter in own}
-        if len(set(first.values())) < len(first):
-            raise DanluError("this tokenizer has no token of its own for each option letter", "leave out loglikelihood")
+        first = first_tokens(tokenizer, letters)
         _, ids = self._encoded(prompts)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         model.eval()
@@ -148,13 +140,11 @@ class LocalGenerator:
             last = hidden[torch.arange(len(part), device=model.device), sizes - 1]
             scores = self._plain.get_output_embeddings()(last).float().cpu()  # what heads do on top keeps their order
             for row, i in enumerate(part):
-                yield i, max(letters[i], key=lambda letter: float(scores[row, int(first[letter])]))
+                yield i, max(letters[i], key=lambda letter: float(scores[row, first[letter]]))
 
     def _encoded(self, prompts: Sequence[Sequence[Message]]) -> tuple[list[str], list[list[int]]]:
         """Prompts as text and as ids."""
-        tokenizer = self.loaded.tokenizer
-        chats = [prompt_text(tokenizer, self.think, list(chat), thinking=self.thinking) for chat in prompts]
-        return chats, [found.tolist() for found in encode(tokenizer, chats)]
+        return encoded(self.loaded.tokenizer, self.think, prompts, self.thinking)
 
     def _decoded(
         self, ids: list[list[int]], sampling: Sampling, keys: list[str]

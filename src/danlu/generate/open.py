@@ -18,8 +18,8 @@ def is_address(target: str) -> bool:
 def open_generator(target: str, recipe: Recipe) -> Any:
     """A Generator (and context manager) for `target`; DanluError says what is missing.
 
-    A training run or an adapter is used unmerged over its base; an export run through its GGUF; "http://host:port/v1"
-    (with "#model" where several are served) through its chat endpoint.
+    A training run or an adapter is used unmerged over its base, by what `eval.generate` says; an export run through its
+    GGUF; "http://host:port/v1" (with "#model" where several are served) through its chat endpoint.
     """
     if is_address(target):
         return _endpoint(target, recipe)
@@ -32,13 +32,16 @@ def open_generator(target: str, recipe: Recipe) -> Any:
     found = sorted(inside.glob("*.gguf")) if inside.is_dir() else []
     if found and not (inside / "config.json").is_file():
         return _gguf(found[0])
+    start, name = None if target == recipe.model.id else target, path.name or target
+    if recipe.eval.generate == "vllm":
+        from danlu.generate.vllm import VllmGenerator
+
+        context = recipe.data.max_length + recipe.eval.max_tokens
+        return VllmGenerator(recipe.model, start, name=name, context=context, seed=recipe.seed)
     from danlu.generate.local import LocalGenerator
     from danlu.models.load import load
 
-    start = None if target == recipe.model.id else target
-    return LocalGenerator(
-        load(recipe.model, start, seed=recipe.seed), name=path.name or target, batch=recipe.eval.batch
-    )
+    return LocalGenerator(load(recipe.model, start, seed=recipe.seed), name=name, batch=recipe.eval.batch)
 
 
 def _endpoint(target: str, recipe: Recipe) -> Any:
