@@ -2,5 +2,7 @@
 
 import os
 
-# as the command line does it: threads that spin while they wait make small models several times slower
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from danlu.cli import WAITING
+
+if "OMP_WAIT_POLICY" not in os.environ:  # as the command line does it, for both sides
+    os.environ.update(WAITING)

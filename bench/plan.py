@@ -144,7 +144,7 @@ SIDES = {"make": make, "predict": predict, "measure": measure}
 def in_a_process(side: str, given: dict[str, Any], folder: str) -> dict[str, Any]:
     """One side in a process of its own."""
     command = [sys.executable, "-m", "bench.plan", "--side", side, "--given", json.dumps(given), "--folder", folder]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "DANLU_CACHE": f"{folder}/cache", "OMP_WAIT_POLICY": "PASSIVE"}
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "DANLU_CACHE": f"{folder}/cache"}
     env["GLIBC_TUNABLES"] = TUNABLES  # as the command line sets it
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=env)
     return json.loads(done.stdout.splitlines()[-1])

@@ -26,6 +26,9 @@ TRAINING = ("run", "sft", "grpo", "demo")
 # glibc keeps small freed pieces in caches of their own; beside aligned tensors they leave gaps that never close, and
 # training on a CPU comes to hold up to twice what it uses. Costs no time. Read by glibc when a process starts.
 TUNABLES = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+# A thread of OpenMP that waits sleeps after some microseconds of spinning. Without any, waking up takes longer than a
+# small matrix product; with as much as is the default, small models are several times slower on a busy machine.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     if argv is None and args[:1] and args[0] in TRAINING and "GLIBC_TUNABLES" not in os.environ:
         _start_again()
-    # threads that spin while they wait make small models several times slower on a busy machine; read by torch's OpenMP
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.update(WAITING)
     verbose = "-v" in args or "--verbose" in args
     if not verbose:  # what libraries tell their developers is not for the person who runs a command
         warnings.simplefilter("ignore", FutureWarning)
