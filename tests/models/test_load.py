@@ -72,6 +72,8 @@ KINDS = {
     "few targets": Lora(r=2, targets=["v_proj"]),
     "dora": Lora(r=4, alpha=6, dora=True),
     "head and embedding": Lora(r=4, modules_to_save=["embed_tokens", "lm_head"]),
+    "head": Lora(r=4, modules_to_save=["lm_head"]),
+    "embedding and a norm": Lora(r=4, modules_to_save=["norm", "embed_tokens"]),
 }
 
 
@@ -100,10 +102,14 @@ def test_a_delivered_adapter_is_what_was_trained(base: Path, tmp_path: Path, lor
         (Lora(r=4, alpha=6, targets=["q_proj", "v_proj"]), Lora(r=2, alpha=2, targets=["v_proj", "down_proj"])),
         (Lora(r=4, alpha=6, rslora=True), Lora(r=4, alpha=16, rslora=True)),
         (Lora(r=4, alpha=6), Lora(r=2, modules_to_save=["lm_head"])),
+        (Lora(r=4, alpha=6), Lora(r=2, modules_to_save=["embed_tokens"])),
     ],
-    ids=["lora", "other targets", "rslora", "with a trained head"],
+    ids=["lora", "other targets", "rslora", "with a trained head", "with a tied embedding"],
 )
-def test_training_on_an_adapter_delivers_their_sum(base: Path, tmp_path: Path, first: Lora, second: Lora) -> None:
+def test_training_on_an_adapter_delivers_their_sum(
+    base: Path, tied: Path, tmp_path: Path, first: Lora, second: Lora
+) -> None:
+    base = tied if "embed_tokens" in second.modules_to_save else base
     one = delivered(moved(load(spec(base), lora=first, train=True)), tmp_path / "one")
     started = logits(load(spec(base), str(one)).model)
     loaded = load(spec(base), str(one), lora=second, train=True)
@@ -124,6 +130,116 @@ def test_training_on_an_adapter_delivers_their_sum(base: Path, tmp_path: Path, f
         three = delivered(moved(load(spec(base), str(two), lora=PLAIN, train=True), 9), tmp_path / "three")
         assert read_json(three / "adapter_config.json")["r"] == first.r + second.r + PLAIN.r
         by_peft(three, base)
+
+
+# ---- modules that are trained in full
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tied")
+    build(folder, "qwen2", tied=True)
+    return folder
+
+
+@pytest.mark.parametrize("names", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"], ["norm", "lm_head"]])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_tied_modules_are_trained_as_one_and_stay_tied(
+    tied: Path, tmp_path: Path, names: list[str], dtype: str
+) -> None:
+    from danlu.export.merge import check_merge, merge
+
+    loaded = load(Model(id=str(tied), dtype=dtype), lora=Lora(r=2, modules_to_save=names), train=True)
+    whole = {name: one for name, one in trainable(loaded.model).items() if "lora_" not in name}
+    assert [one for one in whole if "norm" not in one] == [
+        "base_model.model.model.embed_tokens.modules_to_save.default.weight"
+    ]
+    assert {one.dtype for one in trainable(loaded.model).values()} == {torch.float32}
+    plain = loaded.model.get_base_model()
+    copies = [part.modules_to_save["default"] for part in (plain.model.embed_tokens, plain.lm_head)]
+    assert copies[0].weight is copies[1].weight
+    assert (copies[1].in_features, copies[1].out_features) == (64, 640)
+    artifact = delivered(moved(loaded), tmp_path / "artifact")
+    if dtype == "fp32":
+        close(by_peft(artifact, tied), logits(loaded.model))
+    config = read_json(artifact / "adapter_config.json")
+    assert config["ensure_weight_tying"]
+    assert {"embed_tokens", "lm_head"} <= set(config["modules_to_save"])
+    report = merge(tied, artifact, tmp_path / "merged")
+    assert not report.untied
+    assert check_merge(tied, artifact, tmp_path / "merged")["ok"]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+    if dtype == "fp32":
+        close(logits(merged), logits(loaded.model))
+
+
+def test_a_tied_adapter_loads_in_a_peft_that_knows_nothing_of_tying(tied: Path, tmp_path: Path) -> None:
+    loaded = moved(load(spec(tied), lora=Lora(r=2, modules_to_save=["lm_head"]), train=True))
+    artifact = delivered(loaded, tmp_path / "artifact")
+    config = read_json(artifact / "adapter_config.json")
+    del config["ensure_weight_tying"]
+    (artifact / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="tie_word_embeddings"):
+        close(by_peft(artifact, tied), logits(loaded.model))
+
+
+def test_the_gradient_of_a_tied_copy_is_that_of_the_tied_matrix(tied: Path) -> None:
+    """Against transformers in fp64, through the fast forward and the head in chunks."""
+    from danlu.models.batch import packed
+    from danlu.models.decoder import fast_forward
+    from danlu.models.head import TokenLogProbs
+
+    model = load(spec(tied), lora=Lora(r=2, modules_to_save=["embed_tokens"]), train=True).model.train()
+    row = IDS[0].tolist()
+    (-TokenLogProbs(model, fast_forward(model))(packed([(row, row)]))[0].sum()).backward()
+    (found,) = [one.grad for name, one in trainable(model).items() if "lora_" not in name]
+    plain = AutoModelForCausalLM.from_pretrained(tied, dtype=torch.float64)
+    scores = plain(IDS).logits[:, :-1].log_softmax(-1)
+    (-scores.gather(-1, IDS[:, 1:, None]).sum()).backward()
+    wanted = plain.model.embed_tokens.weight.grad
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("fast", [False, True])
+def test_copies_in_fp32_work_in_a_bf16_model(tied: Path, fast: bool, autocast: bool) -> None:
+    from danlu.generate.weights import snapshot
+    from danlu.models.batch import packed
+    from danlu.models.decoder import fast_forward
+    from danlu.models.head import TokenLogProbs
+
+    def made(dtype: str, names: list[str]) -> Any:
+        return load(Model(id=str(tied), dtype=dtype), lora=Lora(r=2, modules_to_save=names), train=True).model.train()
+
+    model, wide = made("bf16", ["embed_tokens", "norm"]), made("fp32", ["embed_tokens", "norm"])
+    row = IDS[0].tolist()
+    found = []
+    for one, cast in ((model, autocast), (wide, False)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            loss = -TokenLogProbs(one, fast_forward(one) if fast else None)(packed([(row, row)]))[0].mean()
+        loss.backward()
+        found.append((loss.item(), [p.grad for name, p in trainable(one).items() if "lora_" not in name]))
+    (loss, grads), (wanted, precise) = found
+    assert loss == pytest.approx(wanted, rel=2e-2)
+    for a, b in zip(grads, precise, strict=True):
+        assert a.dtype == torch.float32
+        assert torch.cosine_similarity(a.flatten(), b.flatten(), 0) > 0.99
+    assert snapshot(model).dtype == torch.bfloat16
+    with torch.no_grad():  # transformers' own whole forward
+        assert (logits(model).float() - logits(wide)).abs().max() < 0.2
+
+
+def test_names_that_match_nothing_are_told(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lora = Lora(r=2, targets=["q_proj", "gate_projj", "proj"], modules_to_save=["lm_hed", "norm"])
+    load(spec(base), lora=lora, train=True)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "lora.targets: gate_projj matches no module and is left out; did you mean gate_proj?" in told
+    assert "lora.targets: proj matches no module" in told
+    assert "lora.modules_to_save: lm_hed matches no module and is left out; did you mean lm_head?" in told
+    assert told.count("warning:") == 3
+    load(spec(base), lora=Lora(r=2, modules_to_save=["lm_head"]), train=True)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -265,6 +381,78 @@ def test_errors_say_what_and_what_to_do(base: Path, tmp_path: Path) -> None:
         assert what in caught.value.message, caught.value.message
         assert "\n" not in caught.value.message
         assert hint in caught.value.hint, caught.value.hint
+
+
+REFUSE = """
+import resource, sys
+from danlu.cli import main
+from danlu.display import set_mode
+import torch, transformers, peft, bitsandbytes
+from transformers.models.qwen3 import modeling_qwen3
+import torch._dynamo
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
+torch.set_num_threads(1)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_memory_that_is_refused_while_loading_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+    """A base of 600 MB in a process that may still take 300."""
+    import subprocess
+    import sys
+
+    from transformers import Qwen3Config
+
+    from tiny_models import tokenizer
+
+    config = Qwen3Config(vocab_size=70000, hidden_size=2048, intermediate_size=64, num_hidden_layers=1, head_dim=32)
+    config.num_attention_heads = config.num_key_value_heads = 2
+    config.tie_word_embeddings = True
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "large")
+    tokenizer("chatml").save_pretrained(tmp_path / "large")
+    (tmp_path / "rows.jsonl").write_text('{"question": "a?", "answer": "b"}\n' * 4)
+    settings = {"id": str(tmp_path / "large"), "dtype": "fp32"}
+    value = {"name": "r", "stages": ["sft"], "model": settings, "data": {"train": str(tmp_path / "rows.jsonl")}}
+    (tmp_path / "r.json").write_text(json.dumps(value))
+    for more, hint in ((["sft.micro_batch=1"], "nf4"), (["sft.micro_batch=1", "sft.method=full"], "method: lora")):
+        sets = [part for one in [*more, "sft.gradient_checkpointing=false"] for part in ("--set", one)]
+        done = subprocess.run(
+            [sys.executable, "-c", REFUSE, "sft", str(tmp_path / "r.json"), *sets, "--name", hint.replace(": ", "-")],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 2, done.stderr
+        told = " ".join(done.stderr.split())
+        assert "was loaded (0.6 GB on disk)" in told, done.stderr
+        assert "memory ran out while" in told
+        assert hint in told
+        assert "danlu plan" in told
+        assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("size mismatch"), False),
+        (OSError(2, "No such file"), False),
+    ],
+)
+def test_refused_memory_is_told_from_other_errors(error: Exception, refused: bool) -> None:
+    from danlu.models.memory import ran_out, told_if_refused
+
+    wrapped = DanluError("cannot load the model")
+    wrapped.__cause__ = error
+    assert ran_out(error) is refused
+    with pytest.raises(DanluError) as caught, told_if_refused(Model(id="x"), None, False):
+        raise wrapped
+    assert caught.value.message == ("memory ran out while x was loaded" if refused else "cannot load the model")
 
 
 def test_reference_needs_an_adapter(base: Path) -> None:

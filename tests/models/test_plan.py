@@ -11,11 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from danlu.errors import DanluError
 from danlu.models import plan_memory, plan_speed
+from danlu.models.adapter import with_adapter
 from danlu.models.batch import packed
 from danlu.models.decoder import fast_forward
 from danlu.models.head import TokenLogProbs
 from danlu.models.load import load as load_model
-from danlu.models.load import trainable, with_adapter
+from danlu.models.load import trainable
 from danlu.models.plan import Case, chosen, largest, layout_of, memory_of, plan, resolve, work_of
 from danlu.models.plan_memory import Work
 from danlu.models.plan_model import config_of, facts, layout, packed_bytes
@@ -87,6 +88,7 @@ def test_every_shipped_recipe_has_a_config_offline():
         (Lora(r=4, dropout=0.1, targets=["q_proj", "down_proj"]), "bf16"),
         (Lora(r=4, dora=True), "fp32"),
         (Lora(r=4, modules_to_save=["lm_head"]), "bf16"),
+        (Lora(r=4, modules_to_save=["embed_tokens", "lm_head", "norm"]), "fp32"),
         (None, "fp32"),
     ],
 )

@@ -173,7 +173,7 @@ def snapshot(
         raise ValueError(f"no fast decoder for {config.model_type}")
     decoder = plain.model
     embedding = inner(decoder.embed_tokens)
-    dtype = dtype or embedding.weight.dtype
+    dtype = dtype or getattr(decoder.embed_tokens, "original_module", embedding).weight.dtype  # a copy may be fp32
     if copies is None:
         copies = previous.copied if previous else adapters == "merged" or _copies_fit(plain, dtype)
     if adapters == "merged" and not copies:

@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -337,11 +337,13 @@ def checkpointing(plain: Any) -> bool:
     return any(getattr(one, "gradient_checkpointing", False) for one in (plain.model, plain.model.layers[0]))
 
 
-def fast_forward(model: Any, compiled: bool = False) -> Callable[[Batch], Tensor]:
+def fast_forward(model: Any, compiled: bool = False, hooked: bool = False) -> Callable[[Batch], Tensor]:
     """Hidden states after the final norm, [T, hidden], of a Batch. ValueError if `supports` says no.
 
-    Gradient checkpointing follows the model's own switch. Under autocast it computes in autocast's dtype
-    and keeps the residual stream in the embedding's.
+    With `hooked` it becomes the forward of the model's decoder layers, and is called through them: hooks of modules
+    run (those that gather sharded weights), and the model has no other forward any more.
+    Gradient checkpointing follows the model's own switch. Under autocast it computes in autocast's dtype and keeps the
+    residual stream in the embedding's.
     """
     plain = model.get_base_model() if hasattr(model, "peft_config") else model
     config = plain.config
@@ -368,6 +370,10 @@ def fast_forward(model: Any, compiled: bool = False) -> Callable[[Batch], Tensor
         acted = _SwiGlu.apply(linear(mlp.gate_proj, hidden), linear(mlp.up_proj, hidden), own)
         return linear(mlp.down_proj, acted, x)
 
+    if hooked:
+        for layer in decoder.layers:
+            layer.forward = partial(layer_of, layer)
+
     def forward(batch: Batch) -> Tensor:
         kind = batch.ids.device.type
         x = decoder.embed_tokens(batch.ids)
@@ -378,7 +384,9 @@ def fast_forward(model: Any, compiled: bool = False) -> Callable[[Batch], Tensor
         cos, sin = (part[0, :, None, : head_dim // 2].to(dtype) for part in angles)
         recompute = checkpointing(plain) and model.training and torch.is_grad_enabled()
         for layer in decoder.layers:
-            if recompute:
+            if hooked:  # recomputes by itself
+                x = layer(x, cos, sin, batch.lengths, batch.parents)
+            elif recompute:
                 x = checkpoint(layer_of, layer, x, cos, sin, batch.lengths, batch.parents, use_reentrant=False)
             else:
                 x = layer_of(layer, x, cos, sin, batch.lengths, batch.parents)

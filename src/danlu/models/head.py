@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from danlu.models.batch import Batch, padded
+from danlu.models.decoder import inner
 
 CHUNK = 256  # positions whose logits exist at the same time
 
@@ -76,6 +77,7 @@ class _TokenLogProbs(torch.autograd.Function):
         for_weight = torch.zeros_like(weight, dtype=torch.float32)
         for at in range(0, hidden.shape[0], CHUNK):
             part = slice(at, at + CHUNK)
+            error = None  # else the last chunk's would be there beside this one
             error = _error(_log_softmax(hidden[part], weight, ctx.temperature).exp_(), targets[part])
             error.mul_((grad[part] / ctx.temperature)[:, None])
             if weight.dtype == torch.float32:
@@ -126,7 +128,7 @@ class TokenLogProbs(nn.Module):
             ids, mask = padded(batch, self._pad)
             hidden = plain.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[mask]
         hidden = hidden[batch.places]
-        head = plain.get_output_embeddings()
+        head = inner(plain.get_output_embeddings())
         if type(head) is nn.Linear and head.bias is None and not torch.is_autocast_enabled(hidden.device.type):
             return token_logprobs(hidden, head.weight, batch.targets, temperature, entropy)
         if type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad:

@@ -19,8 +19,10 @@ from safetensors import SafetensorError
 
 from danlu import display
 from danlu.errors import DanluError
+from danlu.models.adapter import activate, warn_of_unmatched, with_adapter
 from danlu.models.decoder import supports
 from danlu.models.locate import base_of
+from danlu.models.memory import told_if_refused
 from danlu.models.tokenizer import speech_of
 from danlu.recipe import Lora, Model
 from danlu.run import read_json, write_json
@@ -118,8 +120,9 @@ def load(
     train: bool = False,
     gradient_checkpointing: bool = False,
     dtype: torch.dtype | None = None,
+    place: torch.device | None = None,
 ) -> Loaded:
-    """The model of a recipe, or of `start` (run, adapter, model folder or hub id).
+    """The model of a recipe, or of `start` (run, adapter, model folder or hub id), on `place` (default: the device).
 
     With `lora` a new adapter named "default" is added and only it is trainable; with `train` alone all weights are.
     DanluError names what is missing or does not fit.
@@ -131,39 +134,47 @@ def load(
         raise DanluError(f"model.quantization: nf4 does not go with {what}", "use a stored model and method: lora")
     if dtype is None:
         dtype = torch.float32 if train and lora is None else weight_dtype(spec.dtype)
-    model = _weights(folder, spec, seed, dtype)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise DanluError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model only {model.get_input_embeddings().num_embeddings}",
-            "model and tokenizer do not belong together",
-        )
     trained = adapter or folder
     described = read_json(trained / "danlu.json") if trained and (trained / "danlu.json").is_file() else {}
     if described.pop("base_dir", None) and adapter:
         described["base_dir"] = str(base_of(adapter))
+    with told_if_refused(spec, folder, train and lora is None):
+        model = _weights(folder, spec, seed, dtype)
+        if len(tokenizer) > (known := model.get_input_embeddings().num_embeddings):
+            raise DanluError(
+                f"the tokenizer has {len(tokenizer)} tokens, the model only {known}",
+                "model and tokenizer do not belong together",
+            )
+        model = _prepared(model, spec, lora, train, gradient_checkpointing)
+        if adapter is not None:
+            model = _with_start(model, adapter, lora is not None)
+        if lora is not None:
+            torch.manual_seed(seed)
+            model = with_adapter(model, lora)
+            warn_of_unmatched(model, lora)
+        if spec.quantization == "none":
+            model.to(place or device())
+    return Loaded(
+        model, tokenizer, speech.think, speech.end_ids, {**described, "base": speech.recorded}, folder is None
+    )
+
+
+def _prepared(model: Any, spec: Model, lora: Lora | None, train: bool, gradient_checkpointing: bool) -> Any:
+    """A base with what is trained of it, ready for adapters."""
     model.requires_grad_(train and lora is None)
     if spec.quantization == "nf4" and train and not supports(model.config):
         # transformers' own forward wants norms and embeddings in fp32; the fast one computes them so from any dtype
         from peft import prepare_model_for_kbit_training
 
-        model = prepare_model_for_kbit_training(
+        return prepare_model_for_kbit_training(
             model,
             use_gradient_checkpointing=gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )
-    elif gradient_checkpointing:
+    if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    if adapter is not None:
-        model = _with_start(model, adapter, lora is not None)
-    if lora is not None:
-        torch.manual_seed(seed)
-        model = with_adapter(model, lora)
-    if spec.quantization == "none":
-        model.to(device())
-    return Loaded(
-        model, tokenizer, speech.think, speech.end_ids, {**described, "base": speech.recorded}, folder is None
-    )
+    return model
 
 
 def _with_start(model: Any, adapter: Path, more: bool) -> Any:
@@ -186,43 +197,6 @@ def _with_start(model: Any, adapter: Path, more: bool) -> Any:
             f"the adapter in {adapter} does not fit its base: {str(error).strip().splitlines()[0]}",
             "the base it was trained on is another one, or the files are damaged",
         ) from error
-
-
-def with_adapter(model: Any, lora: Lora) -> Any:
-    """`model` with a new, trainable adapter named "default". DanluError where it does not fit."""
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes floats
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
-        modules_to_save=list(lora.modules_to_save) or None,
-        use_rslora=lora.rslora,
-        use_dora=lora.dora,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        if isinstance(model, PeftModel):
-            model.add_adapter("default", config)
-            activate(model, ["start", "default"])
-        else:
-            model = get_peft_model(model, config)
-    except ValueError as error:
-        raise DanluError(
-            f"LoRA does not fit this model: {error}", "check lora.targets and lora.modules_to_save"
-        ) from error
-    return model
-
-
-def activate(model: Any, adapters: list[str]) -> None:
-    """Make exactly these adapters take part in the forward; only "default" is trainable."""
-    model.base_model.set_adapter(adapters)
-    for name, param in model.named_parameters():
-        if ".start." in name:
-            param.requires_grad_(False)
-        elif ".default." in name:
-            param.requires_grad_(True)
 
 
 @contextmanager
@@ -346,7 +320,10 @@ def summed_adapter(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
             b_parts.append(b_part)
         tensors[f"{module}.lora_A.weight"] = torch.cat(a_parts, 0).contiguous()
         tensors[f"{module}.lora_B.weight"] = torch.cat(b_parts, 1).contiguous()
-    rest = {key: value.cpu().contiguous() for key, value in parts["default"].items() if ".lora_" not in key}
+    left = {key: value.detach() for key, value in parts["default"].items() if ".lora_" not in key}
+    rest = {
+        key: value.to("cpu", copy=True).contiguous() for key, value in left.items()
+    }  # tied ones twice, as peft does
     config = model.peft_config["default"].to_dict()
     rank = sum(ranks.values())
     config.update(

@@ -232,22 +232,22 @@ def _backward(layout: Layout, work: Work) -> float:
 
 
 def head_bytes(layout: Layout, work: Work) -> int:
-    """Logits of one chunk with their log-softmax and the one before, the gradient of every supervised place.
+    """Logits of one chunk with their log-softmax, the gradient of every supervised place.
 
     Where the head is trained, also the fp32 gradient of its matrix, and the chunk's logits in several dtypes under
     autocast (the head then goes through its own module).
     """
     own, size = sizes(layout.config), work.compute.itemsize
     trained = any(one.trained and one.shape[0] == own.vocabulary for one in layout.parameters)
+    size = max(size, layout.head.itemsize) if trained and not work.autocast else size  # a copy of it may be fp32
     chunk = min(CHUNK, work.supervised) * own.vocabulary
     matrix = own.vocabulary * own.hidden
     places = work.supervised * own.hidden * size * 2
     if trained and work.autocast:
         return int(chunk * 10 + matrix * (4 + size) + places)
-    scores = 4 + (4 if work.supervised > CHUNK else 0)
     wide = 4 if size < 4 and work.device == "cpu" else 0  # a CPU widens the logits first
     cast = matrix * size if layout.head.itemsize != size else 0
-    return int(chunk * (size + scores + wide) + places + cast + (matrix * 4 if trained else 0))
+    return int(chunk * (size + 4 + wide) + places + cast + (matrix * 4 if trained else 0))
 
 
 # ---- completions that are generated

@@ -27,8 +27,8 @@ import torch
 from torch import nn
 
 from danlu.errors import DanluError
-from danlu.models.decoder import supports
-from danlu.models.load import with_adapter
+from danlu.models.adapter import with_adapter
+from danlu.models.decoder import inner, supports
 from danlu.models.locate import base_of
 from danlu.recipe import Lora, Model
 from danlu.run import read_json
@@ -220,7 +220,8 @@ def layout(
         size = packed_bytes(param.numel()) if four_bit else param.numel() * param.element_size()
         found.append(Parameter(name, kinds.get(id(param), "adapter"), tuple(param.shape), size, param.requires_grad))
     targets = frozenset(name.split(".lora_A")[0].rpartition(".")[2] for name, _ in _named(model, ".lora_A."))
-    embedding, head = (getattr(part, "weight", None) for part in (model.get_input_embeddings(), heads[1]))
+    # around a copy that is trained in full values keep the base's dtype; the head multiplies in its copy's
+    embedding, head = (getattr(part, "weight", None) for part in (heads[0], inner(model.get_output_embeddings())))
     return Layout(
         told,
         config,

@@ -12,19 +12,13 @@ import sys
 
 import torch
 
+from danlu.models.memory import ran_out as ran_out
+
 HINT = (
     "any of these needs less: gradient_checkpointing: true, a smaller data.max_length, model.quantization: nf4, "
     "optimizer.name: adamw_8bit; `danlu plan RECIPE` tells what fits"
 )
-WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "bad_alloc")
 _PAGE = resource.getpagesize()
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether `error` says that memory was refused, in the words of CUDA, MPS, the C++ or Python allocator."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in WORDS)
 
 
 def release() -> None:
