@@ -26,7 +26,8 @@ from danlu.recipe import load
 from danlu.run import Run
 
 NAMES = ["demo", "recipes", "new", "doctor", "run", "sft", "grpo", "eval", "compare", "merge", "export", "verify"]
-NAMES += ["score", "chat", "ls", "show", "plot", "plan", "rehearse", "reward test", "data check", "data prepare", "data view"]
+NAMES += ["score", "chat", "ls", "show", "plot", "plan", "rehearse", "reward test"]
+NAMES += ["data check", "data prepare", "data view"]
 
 
 pytestmark = pytest.mark.usefixtures("runs")

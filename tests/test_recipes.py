@@ -99,6 +99,24 @@ def test_the_grpo_recipe_keeps_its_numbers():
     assert "<reasoning>" in (recipe.data.system or "")
 
 
+def test_the_successor_of_the_grpo_recipe_pays_for_being_right():
+    before, recipe = load("qwen2.5-3b-medical-grpo"), load("qwen2.5-3b-medical-grpo-verified")
+    grpo = recipe.grpo
+    assert (recipe.model, recipe.data.system, grpo.lora) == (before.model, before.data.system, before.grpo.lora)
+    assert {reward.name: reward.weight for reward in grpo.rewards} == {"answer": 1.0, "think_format": 0.2, "stop": 0.1}
+    assert (grpo.max_completion, grpo.loss, grpo.kl, grpo.group) == (1024, "dapo", 0.0, 8)
+    assert grpo.filter is not None
+    # more than the one of five that is right by luck, and never all of them
+    assert (grpo.filter.samples, grpo.filter.low > 0.2, grpo.filter.high < 1) == (8, True, True)
+    assert grpo.prompts * grpo.steps <= sum(source.limit or 0 for source in grpo.data)  # one pass at most, unfiltered
+    held_out = {(source.path, source.split) for source in grpo.valid}
+    assert held_out
+    assert not held_out & {(source.path, source.split) for source in grpo.data}
+    assert grpo.steps % grpo.eval_every == 0
+    assert recipe.data.decontaminate
+    assert {benchmark.name for benchmark in recipe.eval.benchmarks} == {"cmexam", "medqa-us"}
+
+
 def test_the_ollama_recipe_trains_evaluates_and_exports():
     recipe = load("r1-distill-qwen-1.5b-medical-ollama")
     assert recipe.stages == ["sft", "eval", "export"]

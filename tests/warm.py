@@ -32,17 +32,21 @@ class Warm:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n", errors.read_text()
 
-    def start(self, args: list[str], event: int = 0, path: str = "") -> int:
+    def start(self, args: list[str], event: int = 0, path: str = "", **environment: str) -> int:
         """Begin a danlu command; its pid. With `event` it is killed at that file operation (see killed.kill_at)."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([args, event, path]) + "\n")
+        self._process.stdin.write(json.dumps([args, event, path, environment]) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        self._newest = int(self._process.stdout.readline())
+        return self._newest
 
-    def wait(self) -> int:
-        """Exit code of the command, or the negative number of the signal that ended it."""
+    def wait(self, pid: int = 0) -> int:
+        """Exit code of a command (default: the newest), or the negative number of the signal that ended it."""
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(pid or self._newest) + "\n")
+        self._process.stdin.flush()
         return os.waitstatus_to_exitcode(int(self._process.stdout.readline()))
 
     def close(self) -> None:
@@ -63,9 +67,14 @@ def serve() -> None:
 
     print("ready", flush=True)
     for line in sys.stdin:
-        args, event, path = json.loads(line)
+        asked = json.loads(line)
+        if isinstance(asked, int):
+            print(os.waitpid(asked, 0)[1], flush=True)
+            continue
+        args, event, path, environment = asked
         pid = os.fork()
         if pid == 0:
+            os.environ.update(environment)
             null = os.open(os.devnull, os.O_RDWR)
             os.dup2(null, 0)
             os.dup2(null, 1)  # the artifact's path
@@ -78,7 +87,6 @@ def serve() -> None:
                 sys.stderr.flush()
                 os._exit(code)
         print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ from danlu import domains
 from danlu.errors import DanluError
 from danlu.models.load import save_artifact
 from danlu.recipe import Recipe
-from danlu.train import processes, trackers
+from danlu.train import processes, sharding, trackers
 from danlu.train.loop import Loop
 
 
 def deliver(loop: Loop, recipe: Recipe) -> None:
     """Write the artifact (in the first of several processes) and close the trackers."""
+    sharding.gather_model(loop.logprobs, loop.loaded)
     processes.lead(lambda: _write(loop, recipe))
     trackers.finish(loop.accelerator)
 

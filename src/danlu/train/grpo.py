@@ -59,6 +59,8 @@ def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     """
     settings = recipe.grpo
     trackers.check(settings.track)
+    if processes.sharded():
+        raise DanluError("GRPO samples from whole weights and cannot train sharded ones", "use `danlu accelerate ddp`")
     if settings.patience and not settings.valid:
         raise DanluError("grpo.patience needs held-out questions", "give grpo.valid")
     if settings.engine == "trl":

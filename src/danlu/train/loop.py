@@ -34,7 +34,7 @@ from danlu.models.head import TokenLogProbs
 from danlu.models.load import Loaded, device, trainable
 from danlu.recipe import Training
 from danlu.run import Run, digest
-from danlu.train import checkpoint, memory, processes, rng, trackers
+from danlu.train import checkpoint, memory, processes, rng, sharding, trackers
 from danlu.train.metrics import Parts, memory_fields
 from danlu.train.optimizer import make_optimizer, precision
 from danlu.train.schedule import learning_rate
@@ -58,7 +58,7 @@ def _forward(model: Any, settings: Training, steps: int) -> tuple[bool, Any]:
         return False, None
     pays = plain.config.hidden_size >= 512 and steps >= 20
     compiled = can_compile() and pays if settings.compile == "auto" else settings.compile
-    return True, fast_forward(model, compiled)
+    return True, fast_forward(model, compiled, hooked=processes.sharded())
 
 
 class Loop:
@@ -81,12 +81,16 @@ class Loop:
             log_with=list(settings.track) or None,
             project_config=ProjectConfiguration(logging_dir=str(run.path / "trackers")),
         )
-        self.params = trainable(loaded.model)
-        if not self.params:
+        started = trainable(loaded.model)
+        if not started:
             raise DanluError("nothing to train: the model has no trainable parameters", "check lora.targets")
-        optimizer = make_optimizer(list(self.params.values()), settings.optimizer)
+        processes.same("weights to start from", lambda: processes.checksum(started.values()))
         self.fast, forward = _forward(loaded.model, settings, steps)
         scored = TokenLogProbs(loaded.model, forward, loaded.tokenizer.pad_token_id)
+        if processes.sharded():
+            sharding.shard(scored, loaded.model)
+        self.params = trainable(loaded.model)
+        optimizer = make_optimizer(list(self.params.values()), settings.optimizer)
         # "evaluation": mixed precision as ever, and no wrapper that would sum gradients a second time
         self.logprobs = self.accelerator.prepare_model(scored, evaluation_mode=True)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
@@ -104,20 +108,21 @@ class Loop:
         self._evaluation: dict[str, float] = {}  # the figures of the newest one
         self._seed = run.info()["seed"]
         rng.seed(self._seed)
-        processes.same("weights to start from", lambda: processes.checksum(self.params.values()))
         self.rest()
 
     # ---- resuming
 
     def resume(self) -> None:
         """Go on from the newest sound checkpoint, if the run has one; what was logged after it is taken back."""
-        found = processes.lead(self._newest)
+        found = processes.lead(self._newest, self._own_part)
         logged = dict.fromkeys(LOGS, 0)
         if found is not None:
             tensors, held, state, self.best = found
             with torch.no_grad():
                 for name, param in self.params.items():
                     param.copy_(tensors[name])
+            if self.best is not None:
+                self.best = {name: sharding.local(value).cpu() for name, value in self.best.items()}
             self.optimizer.load_state_dict(held["optimizer"])
             if held.get("scaler") and self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(held["scaler"])
@@ -136,6 +141,15 @@ class Loop:
         found = checkpoint.latest(self.run.checkpoints)
         return checkpoint.load(found) if found else None
 
+    def _own_part(self, path: tuple[Any, ...], tensor: Tensor) -> Tensor:
+        """What this process keeps of a tensor of `_newest`: weights, optimizer states and best weights."""
+        match path:
+            case (0 | 3, str(name)):
+                return sharding.part(tensor, self.params[name])
+            case (1, "optimizer", "state", int(place), _):
+                return sharding.part(tensor, list(self.params.values())[place])
+        return tensor
+
     def rest(self) -> None:
         """The state is whole here: what is saved before the next rest is the state of now."""
         self._rested = {name: getattr(self, name) for name in STATE}
@@ -149,23 +163,26 @@ class Loop:
 
     def save(self) -> Path:
         """Write a checkpoint of the last rest. A full disk ends the run; the older checkpoint stays."""
-        saved = processes.lead(self._save)
+        tensors, states, best = dict(self.params), self.optimizer.state_dict(), self._rested_best
+        if processes.sharded():
+            if best is not None:
+                best = {name: sharding.as_whole(value, self.params[name]) for name, value in best.items()}
+            tensors, states, best = sharding.collected(tensors), sharding.collected(states), sharding.collected(best)
+        saved = processes.lead(lambda: self._save(tensors, states, best))
         self._saved = self.step
         return saved
 
-    def _save(self) -> Path:
+    def _save(self, tensors: dict[str, Tensor], states: dict[str, Any], best: dict[str, Tensor] | None) -> Path:
         scaler = self.accelerator.scaler
         held = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": states,
             "rng": self._rng,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         state = {name: value for name, value in self._rested.items() if name != "step"}
         try:
             self.run.sync(LOGS)
-            return checkpoint.save(
-                self.run.checkpoints, self.step, self.params, held, state, self._rested_best, self.settings.keep_last
-            )
+            return checkpoint.save(self.run.checkpoints, self.step, tensors, held, state, best, self.settings.keep_last)
         except OSError as error:
             last = checkpoint.latest(self.run.checkpoints)
             kept = f"the last good checkpoint is {last}" if last else "none was written"
@@ -203,8 +220,11 @@ class Loop:
             rng.restore(start)
         if processes.count() > 1:
             found = [torch.stack(found).sum() if found else torch.zeros((), device=self.accelerator.device)]
-            processes.add_up(list(self.params.values()), found[0])
-        norm = self.accelerator.clip_grad_norm_(list(self.params.values()), self.settings.optimizer.clip)
+            # shards of gradients were added up by the backward pass
+            processes.add_up([] if processes.sharded() else list(self.params.values()), found[0])
+        norm = sharding.whole(
+            self.accelerator.clip_grad_norm_(list(self.params.values()), self.settings.optimizer.clip)
+        )
         figures = torch.stack([*found, norm.to(found[0])]).tolist()  # the one time that the device is waited for
         value, norm_value = math.fsum(figures[:-1]), figures[-1]
         scaling = self.accelerator.scaler is not None  # fp16: the scaler itself skips steps with overflow
@@ -224,7 +244,7 @@ class Loop:
         except _Left:
             return [], False
         except Exception as error:
-            if not memory.ran_out(error):
+            if not memory.ran_out(error) or processes.sharded():
                 raise
         finally:
             self._apart = False
@@ -239,7 +259,7 @@ class Loop:
             with self.accelerator.autocast():
                 loss = loss_of()
             self._parts.ended("forward_seconds")
-            self.accelerator.backward(loss)
+            self.accelerator.backward(loss * processes.count() if processes.sharded() else loss)  # there it averages
             self._parts.ended("backward_seconds")
             found.append(loss.detach().float())
         return found
@@ -271,8 +291,8 @@ class Loop:
 
     def _not_finite(self, value: float, norm: float, rows: Sequence[str]) -> DanluError:
         self.optimizer.zero_grad(set_to_none=True)
-        whole = self.step == self._rested["step"] and all(bool(p.isfinite().all()) for p in self.params.values())
-        if whole:
+        finite = all(bool(sharding.local(param).isfinite().all()) for param in self.params.values())
+        if self.step == self._rested["step"] and not processes.most(not finite)[0]:
             self.save()
         what = f"step {self.step + 1}: loss {value}, gradient norm {norm}"
         if rows:
@@ -301,7 +321,7 @@ class Loop:
         if math.isfinite(value) and (self.best_value is None or self._sign * value > self._sign * self.best_value):
             self.best_value, self.best_step, self.stale = value, self.step, 0
             if keep:
-                self.best = {name: param.detach().cpu().clone() for name, param in self.params.items()}
+                self.best = {name: sharding.local(param).cpu().clone() for name, param in self.params.items()}
         else:
             self.stale += 1
 
@@ -310,7 +330,7 @@ class Loop:
         if self.best is not None:
             with torch.no_grad():
                 for name, param in self.params.items():
-                    param.copy_(self.best[name])
+                    sharding.local(param).copy_(self.best[name])
 
     # ---- what is written
 
@@ -400,7 +420,7 @@ class Loop:
             self._progress.advance(0, **shown)
         if processes.count() == 1:
             self._stop()
-        elif self._apart and self._asked():
+        elif self._apart and self._asked() and not processes.sharded():
             raise _Left
 
     def _asked(self) -> bool:

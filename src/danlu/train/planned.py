@@ -11,7 +11,7 @@ from danlu.train import processes
 
 def planned(recipe: Recipe, run: Run, stage: Stage, start: str | None) -> tuple[int, bool]:
     """(micro_batch, gradient_checkpointing) of a run: what it began with when it is resumed, else by free memory."""
-    told = run.info().get("results", {}).get("planned")
+    told = processes.lead(lambda: run.info().get("results", {}).get("planned"))
     if told is None:
         try:
             micro, recompute = resolve(recipe, stage, start)

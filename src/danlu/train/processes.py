@@ -35,6 +35,7 @@ PATIENCE = timedelta(days=7)  # how long the others wait while the first one eva
 GREETING = timedelta(minutes=10)  # how long a process waits for the others to come up
 FAREWELL = 60  # seconds that the others wait for the first to end, when all have come to an end
 DISPUTE = 10  # seconds that one with an error waits for the first to tell the same
+HEARD = 2  # seconds that the first waits for them to hear it; the store ends with it
 GONE = "another process of this training has ended, or does not answer"
 LOST = ("connection closed by peer", "connection reset", "broken pipe", "nccl", "gloo", "socket timeout")
 
@@ -44,6 +45,7 @@ class _Members:
     rank: int
     count: int
     local: int  # place among the processes of this node
+    sharded: bool
     talk: Any  # the group for all but gradients
     store: Any
 
@@ -82,6 +84,11 @@ def first() -> bool:
     return rank() == 0
 
 
+def sharded() -> bool:
+    """Whether the processes divide the weights among them (see sharding.py)."""
+    return _members is not None and _members.sharded
+
+
 def together(args: Sequence[str]) -> bool:
     """Whether the processes carry out this command together; any other one is for the first alone."""
     alone = {"--dry-run", "--help", "-h"}
@@ -107,6 +114,8 @@ def hush() -> None:
 def start() -> None:
     """Meet the other processes, if a launcher started some. DanluError if they do not come, or outnumber the GPUs."""
     global _members
+    # taken from what accelerate reads: it would divide the weights its own way
+    shards = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if _members is not None or not launched():
         return
     import torch
@@ -134,7 +143,7 @@ def start() -> None:
             f"the {os.environ['WORLD_SIZE']} processes of this training did not meet: {str(error).splitlines()[0]}",
             "check that all nodes were started with the same command, and that they reach the main one's port",
         ) from error
-    _members = _Members(own, size, local, talk, dist.PrefixStore("farewell", store))
+    _members = _Members(own, size, local, shards, talk, dist.PrefixStore("farewell", store))
 
 
 def threads(processes: int) -> int:
@@ -156,19 +165,24 @@ def leave(message: str | None) -> bool:
     global _members
     if _members is None:
         return place() == 0
-    told, speaks = _members.store, first()
+    told, speaks, own, others = _members.store, first(), _members.rank, _members.count
     _members = None
     if message is None:
         import torch.distributed as dist
 
         dist.destroy_process_group()
     if speaks:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it when the others have ended before
         with contextlib.suppress(RuntimeError):
             told.set("ended", message or "")
+            told.wait([f"heard {other}" for other in range(1, others)], timedelta(seconds=HEARD))
         return True
+    patience = FAREWELL if message is None else HEARD if message == GONE else DISPUTE
     try:
-        told.wait(["ended"], timedelta(seconds=DISPUTE if message else FAREWELL))
-        return told.get("ended").decode() != (message or "") and message != GONE
+        told.wait(["ended"], timedelta(seconds=patience))
+        said = told.get("ended").decode()
+        told.set(f"heard {own}", "")
+        return said != (message or "")
     except RuntimeError:  # it ended without a word, or goes on
         return True
 
@@ -235,42 +249,49 @@ class _Hole:
     dtype: Any
 
 
-def share(value: T) -> T:
-    """What the first process gave, in all of them: plain values, tensors (on the CPU), dicts, lists and tuples."""
+Take = Callable[[tuple[Any, ...], Any], Any]
+
+
+def share(value: T, take: Take | None = None) -> T:
+    """What the first process gave, in all of them: plain values, tensors (on the CPU), dicts, lists and tuples.
+
+    Tensors come one by one; `take(path, tensor)` gives what is kept of each, by its keys and places from the outside
+    in, so that no process has to hold all of a large one.
+    """
     if _members is None:
         return value
     import torch
     import torch.distributed as dist
 
+    group = _members.talk
     tensors: list[Any] = []
 
-    def dug(node: Any) -> Any:
+    def dug(_path: tuple[Any, ...], node: Any) -> Any:
         if isinstance(node, torch.Tensor):
-            tensors.append(node.detach().cpu().contiguous())
+            tensors.append(node)
             return _Hole(tuple(node.shape), node.dtype)
-        return _mapped(dug, node)
+        return _mapped(dug, node, ())
 
-    def filled(node: Any) -> Any:
-        if isinstance(node, _Hole):
-            tensors.append(torch.empty(node.shape, dtype=node.dtype))
-            return tensors[-1]
-        return _mapped(filled, node)
+    def filled(path: tuple[Any, ...], node: Any) -> Any:
+        if not isinstance(node, _Hole):
+            return _mapped(filled, node, path)
+        found = next(given).detach().cpu().contiguous() if first() else torch.empty(node.shape, dtype=node.dtype)
+        if found.numel():
+            dist.broadcast(found.reshape(-1).view(torch.uint8), 0, group=group)
+        return found if take is None else take(path, found)
 
     with _talking():
-        plan = [dug(value) if first() else None]
-        dist.broadcast_object_list(plan, 0, group=_members.talk)
-        found = value if first() else filled(plan[0])
-        for tensor in tensors:
-            if tensor.numel():
-                dist.broadcast(tensor.reshape(-1).view(torch.uint8), 0, group=_members.talk)
-    return found
+        plan = [dug((), value) if first() else None]
+        given = iter(tensors)
+        dist.broadcast_object_list(plan, 0, group=group)
+        return filled((), plan[0])
 
 
-def _mapped(change: Callable[[Any], Any], node: Any) -> Any:
+def _mapped(change: Take, node: Any, path: tuple[Any, ...]) -> Any:
     if isinstance(node, dict):
-        return {key: change(value) for key, value in node.items()}
+        return {key: change((*path, key), value) for key, value in node.items()}
     if type(node) in (list, tuple):
-        return type(node)(map(change, node))
+        return type(node)(change((*path, place), value) for place, value in enumerate(node))
     return node
 
 
@@ -296,22 +317,21 @@ def checksum(tensors: Iterable[Any]) -> list[int]:
 # ---- what they do together
 
 
-def lead(action: Callable[[], T]) -> T:
-    """Do `action` in the first process only; what it gives, or its DanluError, comes to all."""
+def lead(action: Callable[[], T], take: Take | None = None) -> T:
+    """Do `action` in the first process only; what it gives (`take` as in `share`), or its DanluError, comes to all."""
     if _members is None:
         return action()
-    if not first():
-        error, value = share((None, None))  # type: ignore[var-annotated]
-        if error is not None:
-            raise error
-        return value  # type: ignore[return-value]
-    try:
-        value = action()
-    except DanluError as error:
-        share((error, None))
-        raise
-    share((None, value))
-    return value
+    value: Any = None
+    if first():
+        try:
+            value = action()
+        except DanluError as error:
+            share(error)
+            raise
+    told: Any = share(None)
+    if told is not None:
+        raise told
+    return share(value, take)
 
 
 def in_turn(action: Callable[[], T]) -> T:
@@ -344,6 +364,11 @@ def own(weights: Sequence[float]) -> list[int]:
     return sorted(mine)
 
 
+def even(forwards: int) -> int:
+    """How many forwards this process has to do so that all do as many, where sharded weights need that."""
+    return int(most(forwards)[0]) if sharded() else forwards
+
+
 def stretch(weights: Sequence[float]) -> list[int]:
     """As `own`, but one stretch of neighbours: where those have something in common."""
     whole, at, mine = sum(weights), 0.0, []
@@ -364,7 +389,7 @@ def add_up(params: Sequence[Any], figures: Any) -> None:
     import torch
     import torch.distributed as dist
 
-    held = most(*(param.grad is not None for param in params))
+    held = most(*(param.grad is not None for param in params)) if params else []
     bucket: list[Any] = []
     size = 0
     with _talking():

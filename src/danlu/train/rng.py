@@ -29,7 +29,7 @@ def state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state_all()
+        found["cuda"] = torch.cuda.get_rng_state()  # of this process's device
     if torch.backends.mps.is_available():
         found["mps"] = torch.mps.get_rng_state()
     return found
@@ -42,6 +42,6 @@ def restore(found: dict[str, Any]) -> None:
     np.random.set_state({**found["numpy"], "state": {**inner, "key": inner["key"].numpy().astype(np.uint32)}})
     torch.set_rng_state(found["torch"])
     if "cuda" in found and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(found["cuda"])
+        torch.cuda.set_rng_state(found["cuda"])
     if "mps" in found and torch.backends.mps.is_available():
         torch.mps.set_rng_state(found["mps"])

@@ -32,7 +32,7 @@ from danlu.models.load import load
 from danlu.recipe import Recipe
 from danlu.records import Sample
 from danlu.run import Run
-from danlu.train import memory, processes, trackers
+from danlu.train import memory, processes, sharding, trackers
 from danlu.train.ahead import Ahead
 from danlu.train.deliver import deliver
 from danlu.train.loop import Loop
@@ -51,6 +51,7 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     """
     settings = recipe.sft
     trackers.check(settings.track)
+    sharding.check(recipe)
     prepared = prepare(recipe)
     write_rejected(run, prepared)
     watched = _watched(recipe, prepared.train)
@@ -64,6 +65,7 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
         lora=settings.lora if settings.method == "lora" else None,
         train=True,
         gradient_checkpointing=recompute,
+        place=sharding.loading_place(),
     )
     stored = partial(open_store, loaded.tokenizer, loaded.think, shape=shape_of(recipe))
     rendered = processes.in_turn(lambda: stored(prepared.train))
@@ -194,18 +196,21 @@ def _losses(
     loop: Loop, recipe: Recipe, batch: list[Row], supervised: int, halvings: int
 ) -> Iterator[Callable[[], Tensor]]:
     """Losses of this process's micro-batches; those of all are the mean over the supervised tokens of the step."""
-    for part in _parts(loop, batch, _capacity(recipe, halvings)):
-        yield partial(_mean_loss, loop, part, supervised)
+    for part, counts in _parts(loop, batch, _capacity(recipe, halvings)):
+        yield partial(_mean_loss, loop, part, supervised if counts else math.inf)
 
 
-def _parts(loop: Loop, rows: list[Row], capacity: int) -> Iterator[Batch]:
-    """The forwards of this process's share of `rows`."""
-    rows = [rows[i] for i in processes.own([len(tokens) for tokens, _ in rows])]
-    found = micro_batches([len(tokens) for tokens, _ in rows], capacity, padding=not loop.fast)
-    return (packed([rows[i] for i in part], loop.accelerator.device) for part in found)
+def _parts(loop: Loop, rows: list[Row], capacity: int) -> Iterator[tuple[Batch, bool]]:
+    """The forwards of this process's share of `rows`, and whether they count; see sharding.py for those that do not."""
+    mine = processes.own([len(tokens) for tokens, _ in rows])
+    found = micro_batches([len(rows[i][0]) for i in mine], capacity, padding=not loop.fast)
+    parts = [[rows[mine[i]] for i in part] for part in found]
+    more = [parts[-1] if parts else rows[:1]] * (processes.even(len(parts)) - len(parts))
+    for at, part in enumerate([*parts, *more]):
+        yield packed(part, loop.accelerator.device), at < len(parts)
 
 
-def _mean_loss(loop: Loop, batch: Batch, supervised: int) -> Tensor:
+def _mean_loss(loop: Loop, batch: Batch, supervised: float) -> Tensor:
     return -loop.logprobs(batch)[0].sum() / supervised
 
 
@@ -226,9 +231,11 @@ def _eval_loss(loop: Loop, valid: list[Row], capacity: int) -> float:
 
     def share() -> tuple[float, int]:
         total, count, done = 0.0, 0, 0
-        for batch in _parts(loop, valid, capacity):
+        for batch, counts in _parts(loop, valid, capacity):
             with loop.accelerator.autocast():
                 found, _ = loop.logprobs(batch)
+            if not counts:
+                continue
             total, count, done = total - float(found.sum()), count + found.numel(), done + len(batch.lengths)
             loop.breathe(evaluated=f"{done}/{len(valid)}")
         return total, count
