@@ -31,6 +31,7 @@ from danlu import display
 from danlu.errors import DanluError, Stopped
 from danlu.models.decoder import can_compile, fast_forward, supports
 from danlu.models.head import TokenLogProbs
+from danlu.models.liger import apply_liger
 from danlu.models.load import Loaded, device, trainable
 from danlu.recipe import Training
 from danlu.run import Run, digest
@@ -55,6 +56,8 @@ def _forward(model: Any, settings: Training, steps: int) -> tuple[bool, Any]:
     """(whether rows are packed, the fast forward or None): compiling takes half a minute, so it must pay."""
     plain = model.get_base_model() if hasattr(model, "peft_config") else model
     if not supports(plain.config):
+        if settings.compile:
+            apply_liger(plain, device().type)
         return False, None
     pays = plain.config.hidden_size >= 512 and steps >= 20
     compiled = can_compile() and pays if settings.compile == "auto" else settings.compile
