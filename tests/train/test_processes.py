@@ -19,11 +19,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_training import recipe, write_rows
+from small_training import recipe, write_questions, write_rows
 
 from danlu.cli import main
 from danlu.run import Run
-from tiny_models import build
+from danlu.train import checkpoint, processes
+from tiny_models import build, trained
 from warm import Warm
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
@@ -31,30 +32,35 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 class Pair:
-    """Two processes that meet on a port of their own for every command."""
+    """Two processes that meet on a port of their own for every command, or one."""
 
     def __init__(self, folder: Path) -> None:
         self._errors = folder / "errors"
         self._warm = Warm(self._errors)
-        self._read, self._pids = 0, [0, 0]
+        self._read = 0
+        self._pids: list[int] = []
 
     def start(self, *args: str, **environment: str) -> list[int]:
         """The pids of a command's processes."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        group = {"DANLU_RUNS": os.environ["DANLU_RUNS"], "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return self._start(args, [group | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")], environment)
+
+    def start_one(self, *args: str) -> list[int]:
+        """The pid of a command in a process of its own, without a launcher."""
+        return self._start(args, [{}], {})
+
+    def _start(self, args: tuple[str, ...], each: list[dict[str, str]], more: dict[str, str]) -> list[int]:
         self._read = self._errors.stat().st_size
-        self._pids = [
-            self._warm.start([*args, "--display", "none"], RANK=rank, LOCAL_RANK=rank, **group, **environment)
-            for rank in ("0", "1")
-        ]
+        shared = {"DANLU_RUNS": os.environ["DANLU_RUNS"]} | more
+        self._pids = [self._warm.start([*args, "--display", "none"], **shared, **one) for one in each]
         return self._pids
 
     def wait(self) -> list[int]:
         """Their exit codes; those that do not end within two minutes are killed."""
-        late = threading.Timer(120, lambda: [os.kill(pid, signal.SIGKILL) for pid in self._pids])
+        late = threading.Timer(120, lambda pids: [os.kill(pid, signal.SIGKILL) for pid in pids], [self._pids])
         late.start()
         try:
             return [self._warm.wait(pid) for pid in self._pids]
@@ -103,6 +109,16 @@ def sft(tmp_path: Path, runs: Path) -> str:
     return written(tmp_path / "sft.yaml", base=tmp_path / "base", rows=rows, sft=settings, data=data)
 
 
+@pytest.fixture
+def grpo(tmp_path: Path, runs: Path) -> str:
+    """A recipe with more prompts than two processes share evenly, two updates on each draw, KL, held-out questions."""
+    assert runs.parent == tmp_path
+    questions = write_questions(tmp_path / "questions.jsonl")
+    settings = {"steps": 6, "prompts": 5, "iterations": 2, "temperature": 1.6, "kl": 0.05, "micro_batch": 1}
+    settings |= {"valid": str(questions), "eval_every": 3, "optimizer": {"lr": 1e-3}}
+    return written(tmp_path / "grpo.yaml", base=trained(), rows=questions, grpo=settings)
+
+
 def alone(stage: str, *args: str) -> None:
     assert main([stage, *args, "--display", "none"]) == 0
 
@@ -122,6 +138,13 @@ def assert_same(one: Path, other: Path) -> None:
     for names in (("step", "tokens", "loss"), ("step", "grad_norm"), ("step", "eval_loss")):
         torch.testing.assert_close(figures(other, *names), figures(one, *names), **CLOSE)
     torch.testing.assert_close(weights(other), weights(one), **CLOSE)
+
+
+def saved(run: Path) -> int:
+    """The step of the newest checkpoint."""
+    found = checkpoint.latest(run / "checkpoints")
+    assert found is not None
+    return int(found.name.removeprefix("step_"))
 
 
 def after(run: Path, step: int) -> None:
@@ -148,3 +171,60 @@ def test_sharded_weights_train_like_whole_ones(pair: Pair, sft: str, runs: Path,
     assert pair.run("sft", sft, "--set", change, "--name", "two", **FSDP) == [0, 0], pair.told()
     alone("sft", sft, "--set", change, "--name", "one")
     assert_same(runs / "one", runs / "two")
+
+
+def test_grpo_in_two_processes_is_grpo_in_one(pair: Pair, grpo: str, runs: Path) -> None:
+    """The same completions, with the same rewards; the rest to rounding. Three of ten groups are left over."""
+    assert pair.run("grpo", grpo, "--name", "two") == [0, 0], pair.told()
+    alone("grpo", grpo, "--name", "one")
+    one, two = Run.open(runs / "one"), Run.open(runs / "two")
+    assert [row["output"] for row in two.samples()] == [row["output"] for row in one.samples()]
+    told = ("reward", "completion_length", "zero_variance", "eval_accuracy", "prompts_seen", "tokens")
+    for name in told:
+        assert torch.equal(figures(runs / "two", "step", name), figures(runs / "one", "step", name)), name
+    assert figures(runs / "one", "grad_norm").min() > 0.01
+    for names in (("step", "loss"), ("step", "grad_norm"), ("step", "kl"), ("step", "entropy")):
+        torch.testing.assert_close(figures(runs / "two", *names), figures(runs / "one", *names), **CLOSE)
+    torch.testing.assert_close(weights(runs / "two"), weights(runs / "one"), **CLOSE)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_another_number_of_processes(pair: Pair, sft: str, runs: Path) -> None:
+    """SIGTERM in two processes, then in one, then two to the end: as one process that was not interrupted."""
+    longer = (sft, "--set", "sft.steps=30", "--name")
+    pids = pair.start("sft", *longer, "parts")
+    after(runs / "parts", 4)
+    os.kill(pids[0], signal.SIGTERM)
+    assert pair.wait() == [143, 143], pair.told()
+    assert pair.told().count("hint: continue with --resume") == 1
+    before = saved(runs / "parts")
+    (pid,) = pair.start_one("sft", *longer, "parts", "--resume")
+    after(runs / "parts", before + 3)
+    os.kill(pid, signal.SIGTERM)
+    assert pair.wait() == [143], pair.told()
+    assert saved(runs / "parts") > before
+    assert pair.run("sft", *longer, "parts", "--resume") == [0, 0], pair.told()
+    assert Run.open(runs / "parts").info()["resumed"] == 2
+    alone("sft", *longer, "whole")
+    assert_same(runs / "whole", runs / "parts")
+
+
+@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_that_dies_ends_the_others(pair: Pair, sft: str, runs: Path, killed: int) -> None:
+    longer = (sft, "--set", "sft.steps=30", "--name")
+    pids = pair.start("sft", *longer, "parts")
+    after(runs / "parts", 4)
+    os.kill(pids[killed], signal.SIGKILL)
+    died = time.monotonic()
+    codes = pair.wait()
+    assert time.monotonic() - died < 10
+    assert codes[killed] == -signal.SIGKILL
+    assert codes[1 - killed] == 2
+    speaker = "process 1: " if killed == 0 else ""
+    assert pair.told().splitlines()[-2:] == [
+        f"error: {speaker}{processes.GONE}",
+        "hint: its own error is told above or by the launcher; go on with --resume",
+    ]
+    assert pair.run("sft", *longer, "parts", "--resume") == [0, 0], pair.told()
+    alone("sft", *longer, "whole")
+    assert_same(runs / "whole", runs / "parts")
