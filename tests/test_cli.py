@@ -26,7 +26,7 @@ from danlu.recipe import load
 from danlu.run import Run
 
 NAMES = ["demo", "recipes", "new", "doctor", "run", "sft", "grpo", "eval", "compare", "merge", "export", "verify"]
-NAMES += ["score", "chat", "ls", "show", "plot", "plan", "rehearse", "reward test"]
+NAMES += ["score", "chat", "ls", "show", "plot", "plan", "rehearse", "reward test", "accelerate"]
 NAMES += ["data check", "data prepare", "data view"]
 
 

@@ -77,7 +77,8 @@ def serve() -> None:
             os.environ.update(environment)
             null = os.open(os.devnull, os.O_RDWR)
             os.dup2(null, 0)
-            os.dup2(null, 1)  # the artifact's path
+            told = environment.get("DANLU_TEST_STDOUT")  # else nobody wants the artifact's path
+            os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if told else null, 1)
             code = 99
             try:
                 if event:

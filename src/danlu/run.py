@@ -113,7 +113,8 @@ def _git_state() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -195,7 +196,7 @@ class Run:
                 "parents": parents or [],
                 "seed": seed,
                 "config_digest": digest(config),
-                "packages": _versions(),
+                "packages": versions(),
                 "git": _git_state(),
                 "hardware": _hardware(),
                 "error": None,

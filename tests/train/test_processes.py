@@ -6,9 +6,13 @@ shipped configurations. Everything runs on the CPU over gloo, one thread a proce
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -166,9 +170,11 @@ def test_two_processes_train_like_one(pair: Pair, sft: str, runs: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("again", ["true", "false"], ids=["fsdp2", "zero2"])
 @pytest.mark.parametrize("change", ["sft.method=full", "sft.method=lora"])
-def test_sharded_weights_train_like_whole_ones(pair: Pair, sft: str, runs: Path, change: str) -> None:
-    assert pair.run("sft", sft, "--set", change, "--name", "two", **FSDP) == [0, 0], pair.told()
+def test_sharded_weights_train_like_whole_ones(pair: Pair, sft: str, runs: Path, change: str, again: str) -> None:
+    sharded = FSDP | {"FSDP_RESHARD_AFTER_FORWARD": again}
+    assert pair.run("sft", sft, "--set", change, "--name", "two", **sharded) == [0, 0], pair.told()
     alone("sft", sft, "--set", change, "--name", "one")
     assert_same(runs / "one", runs / "two")
 
@@ -228,3 +234,168 @@ def test_a_process_that_dies_ends_the_others(pair: Pair, sft: str, runs: Path, k
     assert pair.run("sft", *longer, "parts", "--resume") == [0, 0], pair.told()
     alone("sft", *longer, "whole")
     assert_same(runs / "whole", runs / "parts")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", ["true", "false"], ids=["fsdp2", "zero2"])
+def test_a_sharded_run_goes_on_in_one_process_and_back(pair: Pair, sft: str, runs: Path, again: str) -> None:
+    sharded = FSDP | {"FSDP_RESHARD_AFTER_FORWARD": again}
+    longer = (sft, "--set", "sft.steps=30", "--set", "sft.method=full", "--name")
+    pids = pair.start("sft", *longer, "parts", **sharded)
+    after(runs / "parts", 4)
+    os.kill(pids[0], signal.SIGTERM)
+    assert pair.wait() == [143, 143], pair.told()
+    before = saved(runs / "parts")
+    (pid,) = pair.start_one("sft", *longer, "parts", "--resume")
+    after(runs / "parts", before + 3)
+    os.kill(pid, signal.SIGTERM)
+    assert pair.wait() == [143], pair.told()
+    assert pair.run("sft", *longer, "parts", "--resume", **sharded) == [0, 0], pair.told()
+    alone("sft", *longer, "whole")
+    assert_same(runs / "whole", runs / "parts")
+
+
+def test_a_signal_that_a_launcher_hands_on_is_one_signal(pair: Pair, sft: str, runs: Path) -> None:
+    """Ctrl-C comes to all processes, and once more from their launcher."""
+    pids = pair.start("sft", sft, "--set", "sft.steps=2000", "--name", "parts")
+    after(runs / "parts", 3)
+    for _ in range(3):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
+        time.sleep(0.01)
+    assert pair.wait() == [130, 130], pair.told()
+    assert pair.told().count("saving, then stopping") == 1
+    assert "stopped at once" not in pair.told()
+    assert "Traceback" not in pair.told()
+    assert saved(runs / "parts") >= 3
+
+
+# ---- a dry run
+
+
+def dry(pair: Pair, tmp_path: Path, *args: str, **environment: str) -> tuple[list[int], str]:
+    """Exit codes of a dry run in two processes, and what the first one printed."""
+    out = tmp_path / "out"
+    out.unlink(missing_ok=True)
+    codes = pair.run(*args, "--dry-run", **environment, DANLU_TEST_STDOUT=str(out))
+    return codes, out.read_text("utf-8")
+
+
+def test_a_dry_run_tells_of_the_processes(pair: Pair, sft: str, runs: Path, tmp_path: Path) -> None:
+    codes, told = dry(pair, tmp_path, "sft", sft)
+    assert codes == [0, 0], pair.told()
+    assert yaml.safe_load(told)["sft"]["steps"] == 6
+    host = socket.gethostname()
+    assert "# 2 processes on 1 node, each holds whole weights (ddp); gradients are summed over gloo:" in told
+    assert [line.split(":")[0] for line in told.splitlines()[-2:]] == [f"#   {at} on {host}" for at in (0, 1)]
+    codes, told = dry(pair, tmp_path, "sft", sft, "--json", **FSDP)
+    assert codes == [0, 0], pair.told()
+    group = json.loads(told)["group"]
+    assert (group["processes"], group["nodes"], group["sharding"]) == (2, 1, "fsdp2")
+    assert [member["versions"]["torch"] for member in group["members"]] == [torch.__version__] * 2
+    assert group["refused"] == []
+    assert not runs.exists()
+
+
+def test_a_dry_run_tells_what_would_be_refused(pair: Pair, sft: str, runs: Path, tmp_path: Path) -> None:
+    changes = ("--set", "model.quantization=nf4", "--set", "sft.optimizer.name=adamw8bit")
+    what = "sharded weights (FSDP2) do not go with model.quantization: nf4, sft.optimizer.name: adamw8bit"
+    codes, told = dry(pair, tmp_path, "sft", sft, *changes, **FSDP)
+    assert codes == [2, 2]
+    assert told.splitlines()[-1] == f"# would be refused: sft: {what}"
+    assert pair.told().splitlines()[-2:] == [
+        f"error: {what}",
+        "hint: train with `danlu accelerate ddp`, or change that",
+    ]
+    assert pair.run("sft", sft, *changes, **FSDP) == [2, 2]
+    assert what in pair.told()
+    codes, told = dry(pair, tmp_path, "grpo", sft, "--json", **FSDP)
+    assert codes == [2, 2]
+    assert "whole weights" in json.loads(told)["group"]["refused"][0]["what"]
+    assert not (runs / "small-grpo").exists()
+
+
+# ---- the launchers themselves
+
+
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def launched(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    bin_first = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
+    env |= ENVIRONMENT | {"PATH": bin_first} | environment
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "zero2", "fsdp2"])
+def test_accelerate_launch_with_a_shipped_configuration(sft: str, runs: Path, tmp_path: Path, name: str) -> None:
+    file = str(tmp_path / "config.yaml")
+    assert main(["accelerate", name, "--processes", "2", "--out", file]) == 0
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "--main_process_port", "0"]
+    command = [*start, "-m", "danlu", "sft", sft, "--set", "sft.method=full"]
+    plan = launched(*command, "--dry-run")
+    assert plan.returncode == 0, plan.stderr
+    assert "# 2 processes on 1 node, " in plan.stdout
+    assert f"({name})" in plan.stdout
+    done = launched(*command, "--name", "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(runs / "two" / "artifact")
+    alone("sft", sft, "--set", "sft.method=full", "--name", "one")
+    assert_same(runs / "one", runs / "two")
+
+
+@pytest.mark.slow
+def test_torchrun(sft: str, runs: Path) -> None:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = launched(*start, "-m", "danlu", "sft", sft, "--name", "two")
+    assert done.returncode == 0, done.stderr
+    alone("sft", sft, "--name", "one")
+    assert_same(runs / "one", runs / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_on_a_launcher_saves_and_the_run_goes_on(sft: str, runs: Path, number: int) -> None:
+    """As a terminal does it: the launcher and all of its processes get the signal."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*start, "-m", "danlu", "sft", sft, "--set", "sft.steps=60", "--name", "parts"]
+    env = os.environ | ENVIRONMENT
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    after(runs / "parts", 3)
+    os.killpg(process.pid, number)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
+    assert "error: stopped at step" in told
+    assert "stopped at once" not in told
+    assert Run.open(runs / "parts").info()["status"] == "stopped"
+    assert saved(runs / "parts") >= 3
+    alone("sft", sft, "--set", "sft.steps=60", "--name", "parts", "--resume")
+    alone("sft", sft, "--set", "sft.steps=60", "--name", "whole")
+    assert_same(runs / "whole", runs / "parts")
+
+
+@pytest.mark.slow
+def test_the_slurm_job_trains_on_two_nodes(sft: str, runs: Path, tmp_path: Path) -> None:
+    """The job as it is shipped, under stand-ins for Slurm's commands that start one process on each of two "nodes"."""
+    (tmp_path / "bin").mkdir()
+    scontrol = "echo 127.0.0.1; echo 127.0.0.2"
+    srun = """
+while [[ $1 == --* ]]; do shift; done
+export SLURM_NTASKS=2 SLURM_LOCALID=0
+SLURM_PROCID=1 "$@" & SLURM_PROCID=0 "$@" && wait $!"""
+    for name, body in (("scontrol", scontrol), ("srun", srun)):
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        path.chmod(0o755)
+    job = str(tmp_path / "two-nodes.sbatch")
+    assert main(["accelerate", "slurm", "--out", job]) == 0
+    path = os.pathsep.join(map(str, [tmp_path / "bin", Path(sys.executable).parent, os.environ["PATH"]]))
+    slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": str(os.getpid()), "SLURM_NNODES": "2"}
+    changes = ("--set", "stages=[sft]", "--set", "sft.method=full")
+    done = launched("bash", job, sft, *changes, "--name", "two", **slurm, PATH=path)
+    assert done.returncode == 0, done.stderr
+    alone("run", sft, *changes, "--name", "one")
+    assert_same(runs / "one-sft", runs / "two-sft")

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from danlu.errors import DanluError, Stopped
-from danlu.train import processes
+from danlu.train import launcher, processes
 
 FULL_HINT = "free some space; a stage goes on with --resume"
 TRAINING = ("run", "sft", "grpo", "demo")
@@ -41,14 +41,16 @@ def main(argv: list[str] | None = None) -> int:
     verbose = "-v" in args or "--verbose" in args
     if not verbose:  # what libraries tell their developers is not for the person who runs a command
         warnings.simplefilter("ignore", FutureWarning)
-    if processes.launched() and not processes.together(args):
-        if processes.place():
+    if launcher.launched() and not launcher.together(args):
+        if launcher.place():
             return 0
-        processes.alone()
-    if processes.place():
-        processes.hush()
+        launcher.alone()
+    if launcher.place():
+        launcher.hush()
     elif threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
+        if launcher.launched():
+            signal.signal(signal.SIGINT, _interrupted)
     from typer.main import get_command
 
     from danlu.cli.app import app
@@ -82,7 +84,15 @@ def _start_again() -> None:
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
     """SIGTERM outside a stage that saves by itself: end like Ctrl-C, with its own code."""
+    if launcher.launched():
+        launcher.ignore_signals()  # it comes a second time, from the launcher
     raise Stopped("stopped by SIGTERM", "a stage goes on with --resume", exit_code=143)
+
+
+def _interrupted(_signal: int, _frame: FrameType | None) -> None:
+    """Ctrl-C in one of several processes, which the launcher hands on once more."""
+    launcher.ignore_signals()
+    raise KeyboardInterrupt
 
 
 def _fail(what: str, hint: str, code: int, verbose: bool) -> int:
@@ -90,8 +100,8 @@ def _fail(what: str, hint: str, code: int, verbose: bool) -> int:
 
     if not processes.leave(what):
         return code
-    if processes.place():
-        sys.stderr, what = sys.__stderr__, f"process {processes.place()}: {what}"
+    if launcher.place():
+        sys.stderr, what = sys.__stderr__, f"process {launcher.place()}: {what}"
     if verbose:
         traceback.print_exc()
     failure(what, hint)

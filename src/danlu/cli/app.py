@@ -137,6 +137,25 @@ def new(
     typer.echo(new_recipe(name, recipe))
 
 
+@app.command(epilog="Example: danlu accelerate fsdp2 --processes 8 --out fsdp2.yaml")
+def accelerate(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="ddp, zero2, fsdp2 (or zero3), slurm; without: list them.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it there, not to stdout.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes in all, one a GPU; default: 2.")] = None,
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+) -> None:
+    """A configuration for training in several processes.
+
+    For accelerate launch --config_file FILE -m danlu sft RECIPE, or for sbatch.
+    """
+    from danlu.cli.launch import show_configuration
+
+    show_configuration(name, out, processes, json)
+
+
 @app.command(epilog="Example: danlu doctor")
 def doctor(json: Json = False, verbose: Verbose = False) -> None:  # noqa: ARG001
     """Say what this machine can do and what is missing.

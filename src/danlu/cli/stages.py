@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from danlu.cli import launch
 from danlu.display import say, warn
 from danlu.errors import DanluError, Stopped
 from danlu.recipe import Recipe, find, load, runs_root
@@ -240,11 +241,14 @@ def command(
     as_json: bool = False,
 ) -> None:
     """Body of `danlu run|sft|grpo|eval|export`: stdout gets the artifact path (or JSON) of each step."""
-    if dry_run:
-        recipe = load(recipe_name, overrides)
-        print(described(recipe, plan(name, recipe, start, run_name), as_json))
-        return
     processes.start()
+    if dry_run:
+        recipe = processes.lead(lambda: load(recipe_name, overrides))
+        steps = plan(name, recipe, start, run_name)
+        group = launch.group(recipe, [(step.stage, step.start) for step in steps])
+        print(described(recipe, steps, as_json, group), flush=True)
+        launch.settled(group)
+        return
     recipe, steps, text = processes.lead(lambda: _planned(name, recipe_name, overrides, start, run_name, resume))
     done: list[dict[str, Any]] = []
     for step in steps:
@@ -293,13 +297,14 @@ def outcome_of(stage: str, run: Run) -> dict[str, Any]:
     return {"stage": stage, "run": str(run.path), "artifact": str(delivered(run)), "results": results}
 
 
-def described(recipe: Recipe, steps: list[Step], as_json: bool) -> str:
-    """The resolved recipe (YAML that loads again) and what would run."""
+def described(recipe: Recipe, steps: list[Step], as_json: bool, group: dict[str, Any] | None = None) -> str:
+    """The resolved recipe (YAML that loads again), what would run, and in which processes (see launch.group)."""
     if as_json:
-        return json.dumps({"recipe": recipe.resolved(), "plan": [asdict(step) for step in steps]}, ensure_ascii=False)
+        found = {"recipe": recipe.resolved(), "plan": [asdict(step) for step in steps]}
+        return json.dumps(found | ({"group": group} if group else {}), ensure_ascii=False)
     text = yaml.safe_dump(recipe.resolved(), allow_unicode=True, sort_keys=False, width=110)
     lines = [f"#   {step.stage}: {runs_root() / step.run} from {step.start or recipe.model.id}" for step in steps]
-    return "\n".join([text + "# would run:", *lines])
+    return "\n".join([text + "# would run:", *lines, *([launch.told(group)] if group else [])])
 
 
 def delivered(run: Run) -> Path:

@@ -39,7 +39,7 @@ from danlu.records import Sample
 from danlu.rewards import Rewards
 from danlu.rewards.difficulty import passable
 from danlu.run import Run
-from danlu.train import memory, processes, trackers, watch
+from danlu.train import memory, processes, sharding, trackers, watch
 from danlu.train.deliver import deliver
 from danlu.train.loop import Loop
 from danlu.train.metrics import Clock
@@ -59,8 +59,7 @@ def grpo(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     """
     settings = recipe.grpo
     trackers.check(settings.track)
-    if processes.sharded():
-        raise DanluError("GRPO samples from whole weights and cannot train sharded ones", "use `danlu accelerate ddp`")
+    sharding.check(recipe, "grpo")
     if settings.patience and not settings.valid:
         raise DanluError("grpo.patience needs held-out questions", "give grpo.valid")
     if settings.engine == "trl":

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ from danlu.models.liger import apply_liger
 from danlu.models.load import Loaded, device, trainable
 from danlu.recipe import Training
 from danlu.run import Run, digest
-from danlu.train import checkpoint, memory, processes, rng, sharding, trackers
+from danlu.train import checkpoint, launcher, memory, processes, rng, sharding, trackers
 from danlu.train.metrics import Parts, memory_fields
 from danlu.train.optimizer import make_optimizer, precision
 from danlu.train.schedule import learning_rate
@@ -482,13 +483,21 @@ class Loop:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end the run at the next `breathe`; a second one ends it at once."""
+        """Let Ctrl-C and SIGTERM end the run at the next `breathe`; a second one ends it at once, if it is not the
+        first one again from a launcher."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
+        heard = math.inf
+
         def asked(number: int, _frame: object) -> None:
-            if self._signal is not None:
+            nonlocal heard
+            now = time.monotonic()
+            heard = min(heard, now)
+            if self._signal is not None:  # maybe by another process
+                if launcher.launched() and now < heard + launcher.ECHO:
+                    return
                 raise Stopped("stopped at once", f"continue with --resume; {self._last_good()}", 128 + number)
             self._signal = number
             display.say("saving, then stopping; once more to stop at once")
@@ -502,3 +511,5 @@ class Loop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            if self._signal is not None and launcher.launched():
+                launcher.ignore_signals()

@@ -19,17 +19,17 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from danlu.errors import DanluError
+from danlu.train import launcher
 
 T = TypeVar("T")
 
-TRAINING = ("run", "sft", "grpo")  # the commands that several processes carry out together
 BUCKET = 1 << 26  # numbers of a gradient that are summed at once: 256 MB
 PATIENCE = timedelta(days=7)  # how long the others wait while the first one evaluates or exports
 GREETING = timedelta(minutes=10)  # how long a process waits for the others to come up
@@ -45,7 +45,7 @@ class _Members:
     rank: int
     count: int
     local: int  # place among the processes of this node
-    sharded: bool
+    sharding: launcher.Sharding
     talk: Any  # the group for all but gradients
     store: Any
 
@@ -58,16 +58,6 @@ class Lost(DanluError):
 
 
 # ---- who is who
-
-
-def launched() -> bool:
-    """Whether a launcher started this process as one of several; says nothing of whether they have met."""
-    return all(name in os.environ for name in ("RANK", "MASTER_ADDR")) and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def place() -> int:
-    """The place that the launcher gave this process, from 0."""
-    return int(os.environ["RANK"]) if launched() else 0
 
 
 def count() -> int:
@@ -86,37 +76,27 @@ def first() -> bool:
 
 def sharded() -> bool:
     """Whether the processes divide the weights among them (see sharding.py)."""
-    return _members is not None and _members.sharded
+    return sharding() != "ddp"
 
 
-def together(args: Sequence[str]) -> bool:
-    """Whether the processes carry out this command together; any other one is for the first alone."""
-    alone = {"--dry-run", "--help", "-h"}
-    return bool(args) and args[0] in TRAINING and not alone & set(args)
-
-
-def alone() -> None:
-    """Go on as if this process had been started by hand."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
-
-
-def hush() -> None:
-    """Only the first process speaks; signals are for those that save, so the others wait for what it decides."""
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def sharding() -> launcher.Sharding:
+    return _members.sharding if _members else "ddp"
 
 
 # ---- meeting and parting
 
 
 def start() -> None:
-    """Meet the other processes, if a launcher started some. DanluError if they do not come, or outnumber the GPUs."""
+    """Meet the other processes, if a launcher started some.
+
+    DanluError if they do not come, outnumber the GPUs, or were asked for what is not done here.
+    """
     global _members
-    # taken from what accelerate reads: it would divide the weights its own way
-    shards = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if _members is not None or not launched():
+    if _members is not None:
+        return
+    launcher.check()
+    shards = launcher.take()
+    if not launcher.launched():
         return
     import torch
     import torch.distributed as dist
@@ -164,7 +144,7 @@ def leave(message: str | None) -> bool:
     """
     global _members
     if _members is None:
-        return place() == 0
+        return launcher.place() == 0
     told, speaks, own, others = _members.store, first(), _members.rank, _members.count
     _members = None
     if message is None:
@@ -304,6 +284,31 @@ def same(what: str, value: Callable[[], Any]) -> None:
         raise DanluError(
             f"the processes have different {what}", "all nodes need the same files, and the same versions of packages"
         )
+
+
+def backend() -> str:
+    """What gradients are summed over: "nccl" or "gloo"."""
+    import torch
+
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def introduced() -> list[dict[str, Any]]:
+    """What each process is and runs on, in their order, after a sum over the devices that shows their way is open."""
+    import psutil
+    import torch
+
+    from danlu.run import versions
+
+    cuda = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
+    summed = torch.ones(1, device="cuda" if cuda else "cpu")
+    add_up([], summed)
+    if int(summed) != count():
+        raise DanluError(f"a sum over {count()} processes came to {int(summed)}", "check the network between the GPUs")
+    own = {"host": socket.gethostname(), "local": _members.local if _members else 0, "device": device}
+    return gather({**own, "free_bytes": free, "versions": versions()})
 
 
 def checksum(tensors: Iterable[Any]) -> list[int]:

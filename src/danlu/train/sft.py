@@ -51,7 +51,7 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     """
     settings = recipe.sft
     trackers.check(settings.track)
-    sharding.check(recipe)
+    sharding.check(recipe, "sft")
     prepared = prepare(recipe)
     write_rejected(run, prepared)
     watched = _watched(recipe, prepared.train)

@@ -15,7 +15,6 @@ Not covered: 4-bit bases, 8-bit optimizers, fp16, offloading to the CPU, generat
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,10 +29,12 @@ from danlu.train import processes
 INSTEAD = "train with `danlu accelerate ddp`, or change that"
 
 
-def check(recipe: Recipe) -> None:
-    """DanluError for what cannot be trained with sharded weights; nothing where they are not."""
+def check(recipe: Recipe, stage: str) -> None:
+    """DanluError for what a stage cannot train with sharded weights; nothing where they are not."""
     if not processes.sharded():
         return
+    if stage == "grpo":
+        raise DanluError("GRPO samples from whole weights and cannot train sharded ones", "use `danlu accelerate ddp`")
     settings, refused = recipe.sft, []
     if recipe.model.quantization != "none":
         refused.append(f"model.quantization: {recipe.model.quantization}")
@@ -43,10 +44,6 @@ def check(recipe: Recipe) -> None:
         refused.append("sft.precision: fp16")
     if settings.watch:
         refused.append("sft.watch")
-    if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
-        refused.append("fsdp_offload_params: true")
-    if os.environ.get("FSDP_VERSION", "1") != "2":
-        refused.append(f"fsdp_version: {os.environ.get('FSDP_VERSION', '1')}")
     if refused:
         raise DanluError(f"sharded weights (FSDP2) do not go with {', '.join(refused)}", INSTEAD)
 
@@ -62,7 +59,7 @@ def shard(scored: nn.Module, model: Any) -> None:
         from torch.distributed.fsdp import fully_shard
     except ImportError:
         raise DanluError(f"FSDP2 needs torch 2.6 or later, this is {torch.__version__}", INSTEAD) from None
-    again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("true", "full_shard")
+    again = processes.sharding() == "fsdp2"  # else layers stay whole from the forward to the backward pass (zero2)
     for layer in layers(model):
         fully_shard(layer, reshard_after_forward=again)
     fully_shard(scored)
