@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from danlu.cli.readers import print_json, table
 from danlu.errors import DanluError
 from danlu.recipe import Recipe
 from danlu.train import processes
@@ -36,6 +35,8 @@ Stages = list[tuple[str, str | None]]  # with what they start from
 
 def show_configuration(name: str | None, out: Path | None, count: int | None, as_json: bool) -> None:
     """Print or write a configuration; without a name, list them."""
+    from danlu.cli.readers import print_json, table  # it imports the stages, and they this
+
     if name is None:
         rows = [{"name": each, "what": what} for each, (_, what) in FILES.items()]
         if as_json:
