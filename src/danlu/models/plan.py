@@ -289,18 +289,20 @@ def memory_of(case: Case, micro: int, checkpointing: bool) -> dict[str, int]:
 
 def _rollout(case: Case) -> Rollout | None:
     """Completions that are generated while training: GRPO's rollouts, answers to watched questions."""
-    recipe = case.recipe
+    recipe, kind = case.recipe, case.place.kind
     if case.stage == "grpo":
         own = recipe.grpo
         rows = min(own.prompts * own.group, max(1, own.rollout_batch // own.group) * own.group)
         prompt = own.max_prompt
         if case.rows.lengths is not None and len(case.rows.lengths):
             prompt = int(case.rows.lengths.max())
-        return plan_memory.rollout(layout_of(case), dtypes(case)[0], rows, prompt, own.max_completion)
+        return plan_memory.rollout(layout_of(case), dtypes(case)[0], kind, rows, prompt, own.max_completion)
     if not recipe.sft.watch:
         return None
     prompt = min(SHORTEST, recipe.data.max_length)
-    return plan_memory.rollout(layout_of(case), dtypes(case)[0], recipe.eval.batch, prompt, recipe.eval.max_tokens)
+    return plan_memory.rollout(
+        layout_of(case), dtypes(case)[0], kind, recipe.eval.batch, prompt, recipe.eval.max_tokens
+    )
 
 
 # ---- steps, tokens, work

@@ -24,6 +24,7 @@ QKV, GATES = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 LINEAR = (*QKV, "o_proj", *GATES, "down_proj")
 SMALL = 4096  # elements; bitsandbytes keeps the states of smaller tensors in 32 bits
 STATE_BLOCK = 256  # elements of an 8-bit state that share a scale
+WIDENED = 20  # bytes a number that an 8-bit step on a CPU takes beside state, weight and gradient
 CPU_PROCESS = 450 * 10**6  # Python, torch, transformers, peft, accelerate
 CPU_COMPILER = 150 * 10**6  # torch.compile in the same process
 TOKEN = 1200  # bytes of a tokenizer a token of its vocabulary
@@ -135,8 +136,17 @@ def memory(layout: Layout, work: Work, rollout: Rollout | None = None, *, best: 
     update = update + trained if work.packs > 1 else max(update, trained)
     passing = max(update, rollout.cache + rollout.decoding if rollout else 0)
     parts["overhead"] = wasted_bytes(work, passing)
-    total = sum(parts[name] for name in lasting) + passing + parts["overhead"]
-    return {name: int(value) for name, value in {**parts, "total": total}.items()}
+    stepping = trained + stepping_bytes(layout, work)
+    total = sum(parts[name] for name in lasting) + max(passing + parts["overhead"], stepping)
+    loading = parts["process"] + parts["weights"] + (layout.stored if host else 0)
+    return {name: int(value) for name, value in {**parts, "total": max(total, loading)}.items()}
+
+
+def stepping_bytes(layout: Layout, work: Work) -> int:
+    """What the optimizer's step takes for a moment: on a CPU bitsandbytes widens both moments of one tensor."""
+    if work.optimizer == "adamw" or work.device == "cuda":
+        return 0
+    return max((WIDENED * one.count for one in layout.parameters if one.trained and one.count >= SMALL), default=0)
 
 
 # ---- what lives as long as the run
@@ -253,9 +263,13 @@ def head_bytes(layout: Layout, work: Work) -> int:
 # ---- completions that are generated
 
 
-def rollout(layout: Layout, dtype: torch.dtype, rows: int, prompt: int, generated: int) -> Rollout:
-    """Bytes of decoding `rows` completions of `generated` tokens after prompts of `prompt` tokens."""
+def rollout(layout: Layout, dtype: torch.dtype, device: str, rows: int, prompt: int, generated: int) -> Rollout:
+    """Bytes of decoding `rows` completions of `generated` tokens after prompts of `prompt` tokens.
+
+    On a CPU fp32 and 4-bit matrices are copied once in the order that multiplies fastest there.
+    """
     own, size = sizes(layout.config), dtype.itemsize
     cache = 2 * own.layers * own.keys * rows * (prompt + generated) * size
     picking = 3 * 4 * own.vocabulary * rows  # fp32 logits, their softmax, its running sum
-    return Rollout(cache, picking, 0)
+    copied = device == "cpu" and layout.fast and (dtype == torch.float32 or layout.unpacked > 0)
+    return Rollout(cache, picking, (layout.matrices + own.vocabulary * own.hidden) * size if copied else 0)

@@ -13,6 +13,7 @@ hub. Not covered: configs that need code of their own.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import warnings
@@ -82,6 +83,12 @@ class Layout:
     def held(self, trained: bool) -> int:
         """Bytes of the parameters that are trained, or of those that are not."""
         return sum(one.bytes for one in self.parameters if one.trained == trained)
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the base's files, which are mapped into memory while it is loaded."""
+        dtype = getattr(self.config, "dtype", None) or torch.bfloat16
+        return sum(one.count for one in self.parameters if one.kind != "adapter") * dtype.itemsize
 
     @property
     def matrices(self) -> int:
@@ -197,7 +204,7 @@ def layout(
         warnings.simplefilter("ignore")
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+                model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)  # it notes the dtype
         except (ValueError, KeyError, RuntimeError, AttributeError) as error:
             raise DanluError(
                 f"{told}: no causal language model: {str(error).splitlines()[0]}", "check the config"

@@ -42,13 +42,23 @@ def xmlcount(_sample: Sample, completion: Completion, think: ThinkFormat) -> flo
     return count
 
 
+def soft_pattern(think: ThinkFormat) -> str:
+    """What `soft_format` matches at the start of a text, re.DOTALL; in <reasoning> the demo's pattern itself."""
+    answer = r"<answer>.*?</answer>" if think.style == "reasoning_answer" else r"\S"
+    return rf"{re.escape(think.open)}.*?{re.escape(think.close)}\s*{answer}"
+
+
+def strict_pattern(think: ThinkFormat) -> str:
+    """What `strict_format` matches with a whole text, re.DOTALL."""
+    answer = r"<answer>\n.+?\n</answer>" if think.style == "reasoning_answer" else r"\n.+?"
+    return rf"{re.escape(think.open)}\n.+?\n{re.escape(think.close)}\n{answer}\n?"
+
+
 def soft_format(_sample: Sample, completion: Completion, think: ThinkFormat) -> float:
     """0.5 for the blocks in order at the start of the text, else 0."""
     if think.style == "none":
         return 0.0
-    answer = r"<answer>.*?</answer>" if think.style == "reasoning_answer" else r"\S"
-    pattern = rf"{re.escape(think.open)}.*?{re.escape(think.close)}\s*{answer}"
-    return 0.5 * bool(re.match(pattern, _whole(completion, think), re.DOTALL))
+    return 0.5 * bool(re.match(soft_pattern(think), _whole(completion, think), re.DOTALL))
 
 
 def strict_format(_sample: Sample, completion: Completion, think: ThinkFormat) -> float:
@@ -56,13 +66,9 @@ def strict_format(_sample: Sample, completion: Completion, think: ThinkFormat) -
     if think.style == "none":
         return 0.0
     text = _whole(completion, think)
-    tags = [think.open, think.close]
-    answer = r"\n.+?"
-    if think.style == "reasoning_answer":
-        tags += ["<answer>", "</answer>"]
-        answer = r"<answer>\n.+?\n</answer>"
-    pattern = rf"{re.escape(think.open)}\n.+?\n{re.escape(think.close)}\n{answer}\n?"
-    return 0.5 * (all(text.count(tag) == 1 for tag in tags) and bool(re.fullmatch(pattern, text, re.DOTALL)))
+    tags = [think.open, think.close, *(("<answer>", "</answer>") if think.style == "reasoning_answer" else ())]
+    once = all(text.count(tag) == 1 for tag in tags)
+    return 0.5 * (once and bool(re.fullmatch(strict_pattern(think), text, re.DOTALL)))
 
 
 def is_int(_sample: Sample, completion: Completion, _think: ThinkFormat) -> float:
