@@ -2,13 +2,14 @@
 
     python -m bench.generate --json                       # models T and S: a quarter of an hour on two CPU cores
     python -m bench.generate --json --cases "T 16"        # some of the cases
-    python -m bench.generate --json --device cuda         # the same on a GPU, in bf16
+    python -m bench.generate --json --device cuda --write # the same on a GPU; appended to bench/results/generate.json
     python -m bench.generate --quick --json
 
 A case is a model, a number of prompts decoded together, and x8 where each has a group of 8 completions. Prompts are of
 100 random ids, completions of 128 (64 of S), greedy, without an end; both sides write ids only. T is Qwen3's shape, 256
-wide, 8 layers, 4,096 tokens; S is Qwen2.5-0.5B's. Weights are random, in fp32 on a CPU and bf16 on a GPU, and the same
-on both sides. The sides take turns in one process; the median of the rounds counts, after one that does not.
+wide, 8 layers, 4,096 tokens; S is Qwen2.5-0.5B's. Weights are random and the same on both sides: bf16 on a GPU and on
+a CPU with bf16 units, fp32 on another CPU, or as `--dtype` says. The sides take turns in one process; the median of
+the rounds counts, after one that does not.
 `same` is the share of completions that are equal token for token: random weights have near ties.
 Ours rearranges its matrices for the CPU once a model; `ready_seconds` says how long that takes.
 """
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bench.common import arguments, machine, tell
+from bench.common import append, arguments, device_arguments, dtype_argument, dtype_of, hide_gpus, place, tell
 from bench.grpo import MODELS
 
 PROMPT, ROUNDS = 100, 3
@@ -31,14 +32,14 @@ CASES = [f"{model} {size}" for model in MODELS for size in GOALS]
 QUICK = ["T 1", "T 16"]
 
 
-def built(model: str, device: str) -> Any:
+def built(model: str, device: str, dtype: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(**MODELS[model])
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device).eval()
+    weights = torch.bfloat16 if dtype == "bf16" else torch.float32
+    return AutoModelForCausalLM.from_config(config, dtype=weights).to(device).eval()
 
 
 def their_side(model: Any, ids: list[list[int]], samples: int, new: int) -> list[list[int]]:
@@ -101,25 +102,30 @@ def case(name: str, model: Any, weights: Any, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    device_arguments(parser)
+    dtype_argument(parser)
     parser.add_argument("--cases", nargs="+", choices=CASES, metavar="CASE", help=f"of: {', '.join(CASES)}")
     parser.add_argument("--rounds", type=int, help=f"times each side runs (default: {ROUNDS})")
     options = parser.parse_args()
+    hide_gpus(options.device)
     from danlu.generate.weights import snapshot
 
     chosen = options.cases or (QUICK if options.quick else CASES)
     cases: list[dict[str, Any]] = []
-    ready = {}
+    ready, dtype = {}, dtype_of(options.dtype)
     for kind in MODELS:
         own = [name for name in chosen if name.startswith(kind)]
         if own:
-            model = built(kind, options.device)
+            model = built(kind, options.device, dtype)
             start = time.perf_counter()
             weights = snapshot(model)
             ready[kind] = round(time.perf_counter() - start, 2)
             cases += [case(name, model, weights, options.rounds or (1 if options.quick else ROUNDS)) for name in own]
-    result = {"name": "generate", "device": options.device, "ready_seconds": ready, "cases": cases}
-    tell(result | {"ok": all(one["ok"] for one in cases), "runs": 1, "machine": machine()}, options.json)
+    result: dict[str, Any] = {"name": "generate", "device": options.device, "dtype": dtype, "ready_seconds": ready}
+    result |= {"cases": cases, "ok": all(one["ok"] for one in cases), "runs": 1, "machine": place(options.device)}
+    if options.write and not options.quick:
+        append(result)
+    tell(result, options.json)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m bench.grpo --json                           # models T and S: about an hour on two CPU cores
     python -m bench.grpo --json --cases "T 1x8" "S 1x8"   # some of the cases
-    python -m bench.grpo --json --device cuda             # the same on a GPU, in bf16
+    python -m bench.grpo --json --device cuda --write     # the same on a GPU; appended to bench/results/grpo.json
     python -m bench.grpo --quick --json                   # two cases of T, few steps
 
 A case is a model, prompts x completions a step, and lengths: 100 tokens of prompt and 128 of completion, or ragged ones
@@ -11,16 +11,16 @@ of 24 to 128, the same on both sides, where the end is forced and forbidden by t
 temperature 1 with no filters, the reward is a sum over ids. Each side runs in a process of its own; a step is from the
 end of one to the end of the next, and the first ones do not count.
 
-TRL runs with its defaults but for the number format, where it gets its best: fp32 on a CPU (its default, bf16
-autocast, is 3 times slower where there are no bf16 units), bf16 weights and autocast on a GPU. `--best` also switches
-its gradient checkpointing off, which is faster and takes more memory: `best` and `ratio_to_best`.
+Both sides run in the same number format, the faster one of the device: bf16 weights and autocast on a GPU and on a CPU
+with bf16 units, fp32 on another CPU (TRL's default, bf16 autocast, is 3 times slower there). `--dtype` sets it.
+Otherwise TRL runs with its defaults. `--best` also switches its gradient checkpointing off, which is faster and takes
+more memory: `best` and `ratio_to_best`.
 Ours runs as a recipe of 100 steps does: compiled where hidden states are 512 wide or more.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -32,7 +32,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bench.common import arguments, machine, tell
+from bench.common import append, arguments, device_arguments, dtype_argument, dtype_of, hide_gpus, place, tell
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 T = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 256, "intermediate_size": 768}
@@ -100,9 +100,10 @@ def ours(given: dict[str, Any]) -> dict[str, Any]:
     training |= {"max_completion": LONGEST, "mask_truncated": False, "lora": {"r": 16, "alpha": 32, "targets": ALL}}
     training |= {"rewards": [{"python": f"{folder / 'reward.py'}:fn"}], "micro_batch": 8 * given["prompts"]}
     training |= {"compile": MODELS[given["model"]]["hidden_size"] >= 512 and can_compile(), "keep_best": False}
+    training["precision"] = given["dtype"]
     training["data"] = str(folder / "rows.jsonl")
     model = {"id": "bench", "config": str(folder / "config.json"), "tokenizer": str(folder / "tokenizer")}
-    model |= {"think": "none", "dtype": "fp32" if given["device"] == "cpu" else "bf16"}
+    model |= {"think": "none", "dtype": given["dtype"]}
     recipe = Recipe.model_validate({"name": "bench", "model": model, "grpo": training})
     step, take, collect = -1, decode.Batch._take, rollout.collect
 
@@ -143,10 +144,10 @@ def trl(given: dict[str, Any]) -> dict[str, Any]:
 
     disable_progress_bars()
     transformers.logging.set_verbosity_error()
-    folder, cuda = Path(given["folder"]), given["device"] == "cuda"
+    folder, cuda, half = Path(given["folder"]), given["device"] == "cuda", given["dtype"] == "bf16"
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
-        AutoConfig.from_pretrained(folder / "config.json"), dtype=torch.bfloat16 if cuda else torch.float32
+        AutoConfig.from_pretrained(folder / "config.json"), dtype=torch.bfloat16 if half else torch.float32
     )
     rows = [json.loads(line)["question"] for line in (folder / "rows.jsonl").read_text("utf-8").splitlines()]
     tokens: list[int] = []
@@ -181,7 +182,7 @@ def trl(given: dict[str, Any]) -> dict[str, Any]:
                 max_steps=given["steps"],
                 max_completion_length=LONGEST,
                 gradient_checkpointing=given["checkpointing"],
-                bf16=cuda,
+                bf16=half,
                 use_cpu=not cuda,
                 report_to=[],
                 save_strategy="no",
@@ -245,13 +246,13 @@ def in_a_process(side: str, given: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def case(name: str, steps: int, device: str, best: bool) -> dict[str, Any]:
+def case(name: str, steps: int, device: str, dtype: str, best: bool) -> dict[str, Any]:
     model, size, *rest = name.split()
     prompts, ragged = int(size.split("x")[0]), bool(rest)
     with tempfile.TemporaryDirectory() as folder:
         warm = 1 if model == "S" and device == "cpu" else 2
         given: dict[str, Any] = {"name": name, "model": model, "prompts": prompts, "ragged": ragged, "warm": warm}
-        given |= {"device": device, "folder": folder, "steps": steps + warm}
+        given |= {"device": device, "dtype": dtype, "folder": folder, "steps": steps + warm}
         write_inputs(Path(folder), model, prompts * given["steps"])
         own = in_a_process("ours", given)
         micro = prompts * GROUP if model == "T" or device == "cuda" else GROUP  # as much as fits goes fastest
@@ -267,7 +268,8 @@ def case(name: str, steps: int, device: str, best: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    device_arguments(parser)
+    dtype_argument(parser)
     parser.add_argument("--cases", nargs="+", choices=CASES, metavar="CASE", help=f"of: {', '.join(CASES)}")
     parser.add_argument("--best", action="store_true", help="TRL also without gradient checkpointing")
     parser.add_argument("--steps", type=int, help="timed steps of each side (default: 8 of T, 2 of S)")
@@ -277,15 +279,17 @@ def main() -> None:
     if options.side:
         print(json.dumps(SIDES[options.side](options.given)))
         return
-    if options.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    cases = []
+    hide_gpus(options.device)
+    cases, dtype = [], dtype_of(options.dtype)
     for name in options.cases or (QUICK if options.quick else CASES):
         steps = options.steps or (2 if options.quick else 8 if name.startswith("T") or options.device == "cuda" else 2)
-        cases.append(case(name, steps, options.device, options.best))
-    settings = f"defaults, {'fp32' if options.device == 'cpu' else 'bf16 weights and autocast'}"
-    result = {"name": "grpo", "device": options.device, "their_settings": settings, "cases": cases}
-    tell(result | {"ok": all(one["ok"] for one in cases), "runs": 1, "machine": machine()}, options.json)
+        cases.append(case(name, steps, options.device, dtype, options.best))
+    settings = f"defaults, {'fp32' if dtype == 'fp32' else 'bf16 weights and autocast'}"
+    result = {"name": "grpo", "device": options.device, "dtype": dtype, "their_settings": settings, "cases": cases}
+    result |= {"ok": all(one["ok"] for one in cases), "runs": 1, "machine": place(options.device, "trl")}
+    if options.write and not options.quick:
+        append(result)
+    tell(result, options.json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """SFT side by side: tokens a second, peak memory and losses of ours, TRL's SFTTrainer, and plain transformers + peft.
 
     python -m bench.sft --json                       # Qwen2.5-0.5B's shape, real rows up to 1,024 tokens: 30-60 minutes
-    python -m bench.sft --json --device cuda         # the same on a GPU, with liger kernels on TRL's side
+    python -m bench.sft --json --device cuda --write # the same on a GPU, with liger kernels on TRL's side; the figures
+                                                     # are appended to bench/results/sft.json
     python -m bench.sft --quick --json               # a small shape, short rows
 
 Every side runs in a process of its own on the same rows in the same order: LoRA r=16 on all linear layers, four rows a
@@ -25,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.common import arguments, machine, tell
+from bench.common import append, arguments, device_arguments, hide_gpus, place, tell
 from danlu.cli import TUNABLES
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -301,7 +302,7 @@ def curves(given: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--shared", default=os.environ.get("DANLU_SHARED", "../shared"), help="data and tokenizers")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    device_arguments(parser)
     parser.add_argument("--only", choices=["speed", "curves"])
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--given", type=json.loads)
@@ -310,6 +311,7 @@ def main() -> None:
     if own.side:
         print(json.dumps(SIDES[own.side](own.given)))
         return
+    hide_gpus(own.device)
     shared = Path(own.shared).resolve()
     if not (shared / "data/sft/delicate_medical_r1.jsonl").is_file():
         sys.exit(f"error: no rows in {shared}\nhint: --shared DIRECTORY with data/sft and tokenizers/Qwen3-1.7B")
@@ -323,14 +325,19 @@ def main() -> None:
         if own.device == "cuda":
             given |= {"model": {"dtype": "bf16"}, "steps": 20, "warm": 5, "sft": {"micro_batch": 4}}
         tiny = {**given, "config": str(small), "length": 256 if own.quick else 512}
-        cases = []
+        cases: list[dict[str, Any]] = []
+        exact = {"precision": "fp32"}
         if own.only != "curves":
             chosen = dict(list(theirs.items())[:1]) if own.quick else theirs
             cases.append(case({**tiny, "length": 128, "warm": 1} if own.quick else given, chosen))
         if own.only != "speed":
-            cases.append(curves({**tiny, "steps": 3 if own.quick else 30, "model": {"dtype": "fp32"}, "sft": {}}))
+            cases.append(curves({**tiny, "steps": 3 if own.quick else 30, "model": {"dtype": "fp32"}, "sft": exact}))
     result = {"name": "sft", "device": own.device, "cases": cases, "ok": all(one["ok"] for one in cases)}
-    tell(result | {"runs": 1, "machine": machine()}, own.json)
+    others = ("trl", "liger-kernel") if own.device == "cuda" else ("trl",)
+    result |= {"runs": 1, "machine": place(own.device, *others)}
+    if own.write and not own.quick:
+        append(result)
+    tell(result, own.json)
 
 
 if __name__ == "__main__":
