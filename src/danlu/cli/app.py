@@ -556,6 +556,33 @@ def chat(
     talk(target, system=system, once=once, temperature=temperature, max_tokens=max_tokens, seed=seed)
 
 
+@app.command(epilog="Example: danlu studio my-recipe.yaml rows.jsonl")
+def studio(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE]...", help="Recipes, data files, models and folders that it may read besides."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port; default: the first free one from 8600 on.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's needs --token.")
+    ] = "127.0.0.1",
+    token: Annotated[
+        str | None, typer.Option(envvar="DANLU_STUDIO_TOKEN", help="Whoever opens the studio must know it.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser, where there is one.")] = True,
+    verbose: Verbose = False,  # noqa: ARG001
+) -> None:
+    """See and steer the runs of ./runs (or $DANLU_RUNS) in a browser.
+
+    On 127.0.0.1. Runs are processes of their own: closing the browser or the studio changes nothing about them.
+    """
+    from danlu.cli.readers import show_studio
+
+    show_studio(files or [], host, port, token, show)
+
+
 @app.command(epilog="Example: danlu ls --json")
 def ls(
     json: Json = False,

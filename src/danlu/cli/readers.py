@@ -275,3 +275,14 @@ def show_demo(seed: int, out: Path | None, as_json: bool) -> None:
         print_json(result)
     else:
         print(told(result))
+
+
+def show_studio(files: list[Path], host: str, port: int | None, token: str | None, show: bool) -> None:
+    for file in files:
+        if not file.exists():
+            raise DanluError(f"{file} does not exist", "name recipes, data files, models or folders that are here")
+    from danlu.studio.place import Place
+    from danlu.studio.serve import serve
+
+    place = Place(runs_root().absolute(), tuple(file.absolute() for file in files))
+    serve(place, host=host, port=port, token=token, show=show)

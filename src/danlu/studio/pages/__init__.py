@@ -1,0 +1,5 @@
+"""The pages; importing a page's module registers it with NiceGUI."""
+
+
+def register() -> None:
+    from danlu.studio.pages import runs  # noqa: F401

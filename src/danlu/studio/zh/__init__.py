@@ -1,0 +1,5 @@
+"""Chinese texts by their English ones; a module for each page."""
+
+from danlu.studio.zh import shell
+
+CHINESE: dict[str, str] = {**shell.TEXTS}
