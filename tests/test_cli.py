@@ -515,6 +515,14 @@ def test_show_takes_a_name_or_a_directory(capsys, runs):
     assert "some/model" in by_name[1]
 
 
+def test_show_writes_a_page(capsys, runs):
+    made(runs, "good")
+    assert danlu(capsys, "show", "good", "--html", "good.html") == (0, "", "written: good.html\n")
+    assert "<h1>good</h1>" in Path("good.html").read_text(encoding="utf-8")
+    code, _, err = danlu(capsys, "show", "good", "--html", "nowhere/good.html")
+    assert (code, "mkdir -p nowhere" in err) == (2, True)
+
+
 def test_doctor_gives_a_hint_for_every_gap(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

@@ -16,7 +16,7 @@ LAYERS = [
     {"domains"},
     {"data", "models", "rewards", "generate"},
     {"train", "evaluate", "export"},
-    {"serve", "studio", "demo", "rehearse"},
+    {"serve", "studio", "demo", "rehearse", "run_facts", "run_page"},
     {"cli"},
     {"__main__"},
 ]

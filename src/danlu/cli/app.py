@@ -594,12 +594,20 @@ def ls(
     show_runs(json)
 
 
-@app.command(epilog="Example: danlu show demo-sft")
-def show(run: RunName, json: Json = False, verbose: Verbose = False) -> None:  # noqa: ARG001
-    """One run: status, results, last metrics, lineage."""
+@app.command(epilog="Example: danlu show demo-grpo --html grpo.html")
+def show(
+    run: RunName,
+    html: Html = None,
+    json: Json = False,
+    verbose: Verbose = False,  # noqa: ARG001
+) -> None:
+    """One run: status, results, last metrics, lineage.
+
+    As a page also curves, rollouts or answers, and how its recipe differs from that of the run before.
+    """
     from danlu.cli.readers import show_run
 
-    show_run(run, json)
+    show_run(run, html, json)
 
 
 @app.command(epilog="Example: danlu plot demo-sft demo-grpo")
@@ -607,7 +615,10 @@ def plot(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, by name or directory.")],
     verbose: Verbose = False,  # noqa: ARG001
 ) -> None:
-    """Draw the curves of runs as PNG files."""
+    """Draw what runs hold, as PNG and SVG: curves, accuracy, differences.
+
+    Into plots/ of each run; several runs of a kind also together, in the last one.
+    """
     from danlu.cli.stages import plot_runs
 
     for path in plot_runs(runs):

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 from danlu.cli.data import print_pieces, print_report
-from danlu.cli.readers import print_json
+from danlu.cli.readers import check_folder, print_json
 from danlu.cli.stages import find_run
 from danlu.data.files import SUFFIXES
 from danlu.display import say
@@ -44,7 +44,7 @@ def show_check(
 ) -> int:
     """Body of `danlu data check`; 1 when something was found at error level."""
     recipe = data_recipe(name, overrides, model, data, start)
-    _check_folder(html)
+    check_folder(html)
     from danlu.data.check import check
     from danlu.data.page import page
     from danlu.models.tokenizer import speech_of
@@ -78,7 +78,7 @@ def show_rows(
 ) -> None:
     """Body of `danlu data view`."""
     recipe = data_recipe(name, overrides, model, data, start)
-    _check_folder(html)
+    check_folder(html)
     from danlu.data.rows import TrainingRows, opened
     from danlu.data.view import html as page
     from danlu.data.view import pieces
@@ -128,11 +128,6 @@ def show_rows(
     if not html:
         for title, own in shown:
             print_pieces(title, own)
-
-
-def _check_folder(html: Path | None) -> None:
-    if html and not html.absolute().parent.is_dir():
-        raise DanluError(f"the folder of {html} does not exist", f"make it first: mkdir -p {html.parent}")
 
 
 def _started(start: str | None) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.cli.stages import delivered, find_run, open_run
-from danlu.display import warn
+from danlu.display import say, warn
 from danlu.errors import DanluError
 from danlu.recipe import load, runs_root, shipped
 from danlu.run import Run, list_runs, read_json, read_jsonl
@@ -39,6 +39,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def check_folder(html: Path | None) -> None:
+    """DanluError where a page cannot be written, before the work for it is done."""
+    if html and not html.absolute().parent.is_dir():
+        raise DanluError(f"the folder of {html} does not exist", f"make it first: mkdir -p {html.parent}")
 
 
 # ---- recipes
@@ -155,8 +161,14 @@ def lineage(run: Run) -> list[str]:
     return found
 
 
-def show_run(name: str, as_json: bool) -> None:
+def show_run(name: str, html: Path | None, as_json: bool) -> None:
     run = open_run(name)
+    if html:
+        check_folder(html)
+        from danlu.run_page import page
+
+        html.write_text(page(run), encoding="utf-8")
+        say(f"written: {html}")
     info = run.info()
     metrics = run.metrics()
     facts = {
@@ -170,6 +182,7 @@ def show_run(name: str, as_json: bool) -> None:
     }
     if as_json:
         print_json(facts)
+    if as_json or html:
         return
     config = run.config()
     print(f"{run.name}  {info['stage']}  {facts['status']}  {duration(info.get('seconds'))}".rstrip())

@@ -36,6 +36,11 @@ h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem } h3 { font-size: 1rem; margin: 
 .text { white-space: pre-wrap; overflow-wrap: anywhere }
 summary { cursor: pointer; color: var(--quiet) }
 code { font: .88em/1.5 ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); gap: .9rem .8rem;
+  margin: 0 0 1.2rem; font-variant-numeric: tabular-nums }
+.figures b { display: block; font-size: 1.2rem; line-height: 1.3 }
+.figures.large { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)) }
+.figures span { color: var(--quiet); font-size: .86rem; line-height: 1.3; display: block }
 """
 _REPORT_STYLE = """
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
@@ -43,11 +48,6 @@ th, td { text-align: left; padding: .4rem .7rem .4rem 0; border-bottom: 1px soli
 th { color: var(--quiet); font-weight: 600; font-size: .86rem; white-space: nowrap }
 td.n, th.n { text-align: right; white-space: nowrap; padding: .4rem 0 .4rem .8rem } td { overflow-wrap: anywhere }
 td div { font-size: .93rem }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); gap: .9rem .8rem;
-  margin: 0 0 1.2rem; font-variant-numeric: tabular-nums }
-.figures b { display: block; font-size: 1.2rem; line-height: 1.3 }
-.figures.large { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)) }
-.figures span { color: var(--quiet); font-size: .86rem; line-height: 1.3; display: block }
 .finding { border: 1px solid var(--line); border-left: 4px solid var(--quiet); border-radius: 0 8px 8px 0;
   padding: .8rem 1rem; margin: 0 0 .9rem }
 .finding.error { border-left-color: var(--bad) } .finding.warning { border-left-color: var(--warn) }
@@ -199,7 +199,7 @@ def _rows(report: Mapping[str, Any]) -> str:
     named = {"in": "read", "repeats_of_valid": "repeat validation", "valid": "validation"}
     named["leaked"] = "of them in a benchmark"
     order = ("in", "kept", "rejected", "repeats_of_valid", "train", "leaked", "valid")
-    figures = _figures((named.get(key, key), f"{rows[key]:,}") for key in order)
+    tiles = figures((named.get(key, key), f"{rows[key]:,}") for key in order)
     lines = []
     for source in report["sources"]:
         reasons = sorted(source["reasons"].items(), key=lambda pair: -pair[1])
@@ -209,7 +209,7 @@ def _rows(report: Mapping[str, Any]) -> str:
     head = '<th>Source</th><th class="n">Read</th><th class="n">Kept</th><th class="n">Rejected</th>'
     body = "\n".join(lines)
     table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
-    return figures + (table if lines else "")
+    return tiles + (table if lines else "")
 
 
 def _lengths(lengths: Mapping[str, Any]) -> str:
@@ -220,7 +220,7 @@ def _lengths(lengths: Mapping[str, Any]) -> str:
     sentence = f'<b class="warning">{lost}</b>' if lost else "No row loses anything at max_length."
     keeps = f'<p class="quiet">max_length {lengths["keeps_99"]:,} would keep 99 % of the rows whole.</p>'
     drawn = [_histogram(lengths, *size) for size in ((920, "large"), (350, "small")) if lengths["histogram"]["counts"]]
-    return f"{_figures(told)}{''.join(drawn)}<p>{sentence}</p>{keeps}"
+    return f"{figures(told)}{''.join(drawn)}<p>{sentence}</p>{keeps}"
 
 
 def _histogram(lengths: Mapping[str, Any], width: int, kind: str) -> str:
@@ -301,7 +301,7 @@ def _supervised(report: Mapping[str, Any]) -> str:
     ]
     width = f"{100 * min(max(share, 0), 1):.2f}%"
     return (
-        f'{_figures(tiles, "figures large")}<div class="track tall" aria-hidden="true">'
+        f'{figures(tiles, "figures large")}<div class="track tall" aria-hidden="true">'
         f'<div style="width:{width}"></div></div>\n'
         f"<p>{escape(percent(share))} of the tokens carry loss; the rest is read only.</p>"
     )
@@ -323,7 +323,8 @@ def _shares(name: str, counts: Mapping[str, int]) -> str:
     return f'<div class="shares"><h3>{_plain(name.capitalize())}</h3>{"".join(lines)}</div>\n'
 
 
-def _figures(pairs: Iterable[tuple[str, str]], kind: str = "figures") -> str:
+def figures(pairs: Iterable[tuple[str, str]], kind: str = "figures") -> str:
+    """(name, value) pairs as tiles, the value large."""
     tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in pairs)
     return f'<div class="{kind}">{tiles}</div>\n'
 

@@ -74,7 +74,7 @@ def html(result: dict[str, Any]) -> str:
     body += [
         section("Stages", _stages(result.get("stages") or [])),
         section("Steps", _steps(steps)),
-        section("Figures", "".join(_figure(figure) for figure in result.get("figures") or [])),
+        section("Figures", "".join(figure(one) for one in result.get("figures") or [])),
         section("By task", _tasks(result)),
         section("Controls", _controls(result.get("controls") or [])),
         section("Export", _export(result.get("export") or {})),
@@ -195,11 +195,12 @@ def _steps(steps: list[dict[str, Any]]) -> str:
     return table(("Step", "Points", "95 % interval", "p", "Verdict"), rows, frozenset({1, 2, 3}))
 
 
-def _figure(figure: dict[str, Any]) -> str:
-    kind = "svg+xml" if figure.get("svg") else "png"
-    data = figure["svg"].encode() if figure.get("svg") else figure["png"]
+def figure(picture: dict[str, Any]) -> str:
+    """A figure as an image inside the page: {"title", "svg" (text) or "png" (bytes)}."""
+    kind = "svg+xml" if picture.get("svg") else "png"
+    data = picture["svg"].encode() if picture.get("svg") else picture["png"]
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return f'<figure><img alt="{plain(str(figure["title"]))}" src="{source}"></figure>\n'
+    return f'<figure><img alt="{plain(str(picture["title"]))}" src="{source}"></figure>\n'
 
 
 def _tasks(result: dict[str, Any]) -> str:
@@ -220,7 +221,7 @@ def _controls(controls: list[dict[str, Any]]) -> str:
             interval(control.get("ci")),
             plain(control.get("n", "")),
             plain(control.get("expected", "")),
-            _mark(control.get("ok")),
+            mark(control.get("ok")),
         ]
         for control in controls
     ]
@@ -229,7 +230,7 @@ def _controls(controls: list[dict[str, Any]]) -> str:
 
 def _export(export: dict[str, Any]) -> str:
     rows = [
-        [plain(check["name"]), plain(check.get("value", "")), plain(check.get("limit", "")), _mark(check["ok"])]
+        [plain(check["name"]), plain(check.get("value", "")), plain(check.get("limit", "")), mark(check["ok"])]
         for check in export.get("checks") or []
     ]
     return table(("Check", "Value", "Limit", ""), rows)
@@ -308,7 +309,8 @@ def _seconds(seconds: float | None) -> str:
     return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
 
 
-def _mark(ok: bool | None) -> str:
+def mark(ok: bool | None) -> str:
+    """Whether a check holds, as markup."""
     if ok is None:
         return ""
     return '<span class="ok">✓&nbsp;holds</span>' if ok else '<span class="no">✗&nbsp;fails</span>'

@@ -184,20 +184,22 @@ def objective_of(settings: Grpo) -> Objective:
 
 
 class Watcher:
-    """Warns of each sign once; which ones, and at what step, is in run.json `results.signs`."""
+    """Warns of each sign once; at what step, and in what words, is in run.json `results` (signs, sign_texts)."""
 
     def __init__(self, run: Run, settings: Grpo, held_out: list[Sample]) -> None:
         self._run, self._settings, self._sizes = run, settings, watch.tasks_of(held_out)
         self._rows: list[dict[str, Any]] = run.metrics()
-        self._known: dict[str, int] = run.info()["results"].get("signs", {})
+        results = run.info()["results"]
+        self._known: dict[str, int] = results.get("signs", {})
+        self._texts: dict[str, str] = results.get("sign_texts", {})
 
     def look(self, row: dict[str, Any]) -> None:
         """Take a new row of metrics.jsonl in."""
         self._rows.append(row)
         for code, text in signs(self._rows, self._settings, self._sizes).items():
             if code not in self._known:
-                self._known[code] = row["step"]
-                self._run.record(signs=self._known)
+                self._known[code], self._texts[code] = row["step"], text
+                self._run.record(signs=self._known, sign_texts=self._texts)
                 display.warn(f"step {row['step']}: {text}")
 
 
