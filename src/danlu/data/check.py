@@ -40,6 +40,7 @@ from danlu.records import Sample
 from danlu.think import ThinkFormat
 
 BINS = 40
+CUTS = 4
 _LIMIT = 10**9  # tokens; no row is dropped while lengths are measured
 
 
@@ -137,6 +138,7 @@ def _figures(lengths: np.ndarray, at: Places, limit: int, report: RenderReport) 
             "keeps_99": keeps(lengths),
             "lost": shares_lost(at, limit),
             "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+            "cuts": _cuts(lengths, at, edges),
         },
         "tokens": report.tokens,
         "supervised_tokens": report.supervised_tokens,
@@ -146,6 +148,17 @@ def _figures(lengths: np.ndarray, at: Places, limit: int, report: RenderReport) 
             "fill": round(float(fitting.sum()) / (len(packs) * limit), 4) if packs else 0.0,
         },
     }
+
+
+def _cuts(lengths: np.ndarray, at: Places, edges: np.ndarray) -> dict[str, list[Any]]:
+    """What other values of max_length would lose, CUTS of them in each bin and one at the end, as lists in step."""
+    bins = len(edges) - 1
+    places_ = np.arange(CUTS * bins + 1) / CUTS
+    limits = np.interp(places_, np.arange(bins + 1), edges).round().astype(int).tolist()
+    lost = [shares_lost(at, limit) for limit in limits]
+    longer = [round(float((lengths > limit).mean()), 5) if len(lengths) else 0.0 for limit in limits]
+    told = {name: [round(one[name], 5) for one in lost] for name in ("close", "answer", "end")}
+    return {"max_length": limits, "rows": longer, **told}
 
 
 def _mix(samples: list[Sample]) -> dict[str, dict[str, int]]:

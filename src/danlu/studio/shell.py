@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,41 @@ def address(path: str, *names: str, **query: str) -> str:
     return "/".join([path.rstrip("/"), *(quote(name, safe="") for name in names)]) + (
         f"?{urlencode(query)}" if query else ""
     )
+
+
+def style(name: str) -> None:
+    """A style sheet of the studio besides its own, by the name of its file."""
+    ui.add_head_html("<style>" + Path(__file__).with_name(name).read_text(encoding="utf-8") + "</style>")
+
+
+def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: frozenset[int] = frozenset()) -> None:
+    """A small table of texts; columns in `numeric` stand at the right."""
+    with element("div", "wide"), element("table"):
+        with element("thead"), element("tr"):
+            for at, head in enumerate(heads):
+                element("th", "n" if at in numeric else "").text(head)
+        with element("tbody"):
+            for row in rows:
+                with element("tr"):
+                    for at, cell in enumerate(row):
+                        element("td", "n" if at in numeric else "").text(cell)
+
+
+def fold(summary: str, opened: bool = False) -> Tag:
+    """Something folded away; its content goes into the block of what is returned."""
+    found = element("details")
+    if opened:
+        found.props("open")
+    with found:
+        element("summary").text(summary)
+    return found
+
+
+def waiting(text: str) -> None:
+    """Something is being worked out."""
+    with element("div", "wait").props("role=status"):
+        ui.spinner(size="22px")
+        element("span").text(text)
 
 
 def heading(text: str, note: str = "") -> Tag:

@@ -2,4 +2,4 @@
 
 
 def register() -> None:
-    from danlu.studio.pages import runs  # noqa: F401
+    from danlu.studio.pages import data, runs  # noqa: F401

@@ -1,5 +1,5 @@
 """Chinese texts by their English ones; a module for each page."""
 
-from danlu.studio.zh import shell
+from danlu.studio.zh import data, shell
 
-CHINESE: dict[str, str] = {**shell.TEXTS}
+CHINESE: dict[str, str] = {**shell.TEXTS, **data.TEXTS}

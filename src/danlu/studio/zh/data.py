@@ -1,0 +1,66 @@
+"""The page Data."""
+
+TEXTS = {
+    "What a recipe's rows look like to the model, before anything is trained on them.": (
+        "训练之前，先看看这些数据在模型眼里是什么样。"
+    ),
+    "run": "运行",
+    "recipe": "配方",
+    "file": "文件",
+    "Rows of": "看谁的数据",
+    "Model": "模型",
+    "Check": "检查",
+    "These rows have not been checked yet.": "这份数据还没检查过。",
+    "The check reads them as training would and counts what is wrong. It takes seconds to a minute.": (
+        "检查按训练时的方式读一遍数据，数出问题。几秒到一分钟。"
+    ),
+    "Reading the rows and counting …": "正在读数据、计数……",
+    "Error": "错误",
+    "Warning": "警告",
+    "Worth knowing": "提示",
+    "model": "模型",
+    "reasoning style": "推理格式",
+    "Counts": "计数",
+    "rows read": "读入",
+    "rejected": "丢弃",
+    "for training": "用于训练",
+    "for validation": "用于验证",
+    "tokens": "token",
+    "of them carry loss": "计入损失",
+    "Findings": "发现",
+    "Nothing was found.": "没有发现问题。",
+    "What to do:": "怎么办：",
+    "Examples: {count}": "例子：{count} 个",
+    "Length of the rows": "长度分布",
+    "median {middle} · 99 % fit in {most} · longest {longest}": "中位数 {middle} · {most} 可放下 99 % · 最长 {longest}",
+    "Rows by their number of tokens": "各长度的行数",
+    "{low} to {high} tokens: {count} rows": "{low} 到 {high} 个 token：{count} 行",
+    "max_length: move it to see what rows would lose": "max_length：拖动看会丢掉什么",
+    "{count} tokens": "{count} 个 token",
+    "max_length {length}: no row loses anything.": "max_length {length}：没有一行会被截断。",
+    "max_length {length}: {rows} of the rows are longer; cut there, {close} lose the end of their reasoning, "
+    "{answer} part of the answer, {end} the end token.": (
+        "max_length {length}：{rows} 的行更长；在这里截断，"
+        "{close} 丢掉推理的结尾，{answer} 丢掉部分回答，{end} 丢掉结束符。"
+    ),
+    "Languages": "语言",
+    "Scripts": "文字",
+    "Rows": "行数",
+    "Share": "占比",
+    "Rows as the model sees them": "模型看到的每一行",
+    "Rows before these": "前面的行",
+    "Rows after these": "后面的行",
+    "context": "上文",
+    "supervised": "学习",
+    "masked": "遮蔽",
+    "end": "结束",
+    "read, carries no loss": "只读，不计损失",
+    "learned, carries loss": "学习，计入损失",
+    "holds a mask instead of a term": "术语被遮住的位置",
+    "end token with loss: teaches the model to stop": "计入损失的结束符：教模型停下",
+    "Tokenising …": "正在分词……",
+    "{first} to {last} of {all}": "第 {first} 到 {last} 行，共 {all} 行",
+    "Show rows": "显示数据",
+    "row {number}": "第 {number} 行",
+    "No end token carries loss: this row does not teach the model to stop.": "没有结束符计入损失：这一行不教模型停下。",
+}
