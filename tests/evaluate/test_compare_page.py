@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from danlu.evaluate.compare_page import MOST_ITEMS, _quotas, _split_options, markdown, page
+from danlu.evaluate.compare_page import MOST_ITEMS, _quotas, markdown, page, split_options
 from danlu.evaluate.verdict import compare
 
 EVIL = "<script>alert('x')</script>\"&\u202e"
@@ -329,7 +329,7 @@ def test_warnings_stand_on_top(tmp_path: Path) -> None:
     ],
 )
 def test_options_are_cut_out_of_the_question(question: str, parts: tuple[str, str]) -> None:
-    assert _split_options(question, OPTIONS) == parts
+    assert split_options(question, OPTIONS) == parts
 
 
 def test_markdown(tmp_path: Path) -> None:

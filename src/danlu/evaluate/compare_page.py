@@ -484,7 +484,7 @@ def _item(kind: str, name: str, pairs: list[tuple[Row, Row]], unfolded: bool) ->
         (pair for pair in own if pair[which]["outcome"] == "right" != pair[1 - which]["outcome"]), own[0]
     )
     row = {**base, **{key: value for key, value in tuned.items() if value is not None}}
-    stem, rest = _split_options(str(row.get("question") or ""), row.get("options") or {})
+    stem, rest = split_options(str(row.get("question") or ""), row.get("options") or {})
     gold = str(row.get("target") or "unknown")
     facts = f"<code>{plain(name)}</code> gold <b>{plain(gold)}</b> · {_claim(base)} → {_claim(tuned)}"
     excerpt = " ".join(stem.split())
@@ -515,6 +515,11 @@ def _claim(row: Row) -> str:
 
 
 def _answer(which: str, row: Row) -> dict[str, Any]:
+    return {**side(which, row), "note": side_note(row)}
+
+
+def side_note(row: Row) -> str:
+    """How an answer was read, how long it is, and what is odd about it."""
     ends = {"length": "cut at the limit", "error": "the generator failed"}
     told = [f"read as {row['extracted']}"] if row.get("extracted") is not None else []
     told += [str(row["how"])] if row.get("how") and row["how"] != "gold" else []
@@ -522,7 +527,7 @@ def _answer(which: str, row: Row) -> dict[str, Any]:
     told += [f"{row['tokens']:,} tokens"] if row.get("tokens") else []
     told += [f"repeats itself, {100 * row['repetition']:.0f} %"] if (row.get("repetition") or 0) >= REPEATS else []
     told += ["not in the question's language"] if row.get("language_match") is False else []
-    return {**side(which, row), "note": " · ".join(told)}
+    return " · ".join(told)
 
 
 def _options(options: Any, gold: str, base: Row, tuned: Row) -> str:
@@ -543,7 +548,7 @@ def _chose(row: Row, letter: str, options: Mapping[str, Any]) -> bool:
     return letter in said if said and set(said) <= set(map(str, options)) else said == letter
 
 
-def _split_options(question: str, options: Any) -> tuple[str, str]:
+def split_options(question: str, options: Any) -> tuple[str, str]:
     """(what stands before the options, what follows them) where the question lists them; else (question, "")."""
     start, at = None, 0
     for letter, said in options.items() if isinstance(options, dict) else ():

@@ -19,18 +19,16 @@ from danlu.run import digest, read_json, write_json
 from danlu.studio.place import Place
 
 PATIENCE = 900.0  # seconds until a question is given up
-BELOW = 10  # niceness: what trains goes first
 
 
 async def ask(place: Place, *args: str) -> dict[str, Any]:
     """The object that `danlu ARGS --json` prints. DanluError: what the command says, or that it takes too long."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "danlu", *args, "--json", "--display", "none"),
+        *(sys.executable, "-m", "danlu", *args, "--json"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         stdin=asyncio.subprocess.DEVNULL,
         env={**os.environ, "DANLU_RUNS": str(place.root), "OMP_NUM_THREADS": "1"},
-        preexec_fn=_yielding,
     )
     try:
         out, said = await asyncio.wait_for(process.communicate(), PATIENCE)
@@ -44,10 +42,6 @@ async def ask(place: Place, *args: str) -> dict[str, Any]:
         return json.loads(out)
     except ValueError:
         raise told(said.decode("utf-8", "replace"), args) from None
-
-
-def _yielding() -> None:
-    os.nice(BELOW)
 
 
 def told(said: str, args: Sequence[str]) -> DanluError:

@@ -1,5 +1,5 @@
 """Chinese texts by their English ones; a module for each page."""
 
-from danlu.studio.zh import data, shell
+from danlu.studio.zh import data, shell, verdict
 
-CHINESE: dict[str, str] = {**shell.TEXTS, **data.TEXTS}
+CHINESE: dict[str, str] = {**shell.TEXTS, **data.TEXTS, **verdict.TEXTS}
