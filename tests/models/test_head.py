@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from danlu.models import head
 from danlu.models.head import token_logprobs
 
-ROWS, WIDTH, WORDS = 600, 32, 97  # more rows than a chunk
+ROWS, WIDTH, WORDS = 600, 32, 97  # more rows than a chunk, and not a multiple of what is widened at once
 
 
 def inputs(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -65,19 +67,20 @@ def test_bf16_gradients_are_rounded_but_not_biased() -> None:
 
 
 def test_full_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = 0
+    chunks, wide = set(), set()
     before = head._log_softmax
 
-    def watched(*args: object) -> torch.Tensor:
-        nonlocal largest
-        scores = before(*args)  # type: ignore[arg-type]
-        largest = max(largest, scores.shape[0])
-        return scores
+    def watched(logits: torch.Tensor, temperature: float) -> Iterator[tuple[slice, torch.Tensor]]:
+        chunks.add(len(logits))
+        for rows, scores in before(logits, temperature):
+            wide.add(len(scores))
+            yield rows, scores
 
     monkeypatch.setattr(head, "_log_softmax", watched)
     hidden, weight, targets = inputs()
     token_logprobs(hidden, weight, targets)[0].sum().backward()
-    assert largest == head.CHUNK < ROWS
+    assert chunks == {head.CHUNK, ROWS - head.CHUNK}
+    assert max(wide) == head.ROWS
 
 
 def test_no_gradient_is_made_where_none_is_wanted() -> None:

@@ -3,6 +3,8 @@
 d(log p_t)/dh = (onehot_t - p) W does not depend on the loss behind it, so it is made in the forward pass, while the
 logits of a chunk are at hand, and the backward pass only scales its rows: no second product with the vocabulary.
 Where the head's matrix is trained too, its gradient needs the loss and the chunk's logits are made again.
+A chunk is as long as the products need to be fast; its softmax is taken of a few rows at a time, in fp32, and written
+over their logits, so that nothing wider than the logits has the chunk's size.
 
 Probabilities are fp32 whatever the weights are; products with the matrix run in the weights' dtype, and the gradient
 of the matrix is added up over the chunks in fp32.
@@ -11,6 +13,7 @@ Departure from transformers: `final_logit_softcapping` and its like go through t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,7 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from danlu.models.batch import Batch, padded
 from danlu.models.decoder import inner
 
-CHUNK = 256  # positions whose logits exist at the same time
+CHUNK = 512  # positions whose logits exist at the same time, in the weights' dtype
+ROWS = 32  # positions whose logits exist in fp32
 
 
 def token_logprobs(
@@ -44,18 +48,18 @@ class _TokenLogProbs(torch.autograd.Function):
         found = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         entropies = torch.empty_like(found) if entropy else found.new_empty(0)
         for at in range(0, hidden.shape[0], CHUNK):
-            part = slice(at, at + CHUNK)
-            scores = chances = None  # else the last chunk's would be there beside these
-            scores = _log_softmax(hidden[part], weight, temperature)
-            found[part] = scores.gather(-1, targets[part, None]).squeeze(-1)
-            chances = scores
-            if entropy:
-                chances = scores.exp()
-                entropies[part] = -torch.linalg.vecdot(chances, scores)
-            elif unit is not None:
-                chances = scores.exp_()
+            part, logits = slice(at, at + CHUNK), None  # else the last chunk's would be there beside these
+            logits = hidden[part] @ weight.t()
+            for rows, scores in _log_softmax(logits, temperature):
+                own = slice(at + rows.start, at + rows.stop)
+                found[own] = scores.gather(-1, targets[own, None]).squeeze(-1)
+                if unit is not None or entropy:
+                    chances = scores.exp()
+                    if entropy:
+                        entropies[own] = -torch.linalg.vecdot(chances, scores)
+                    logits[rows] = _error(chances, targets[own])
             if unit is not None:
-                torch.mm(_error(chances, targets[part]).to(weight.dtype), weight, out=unit[part])
+                torch.mm(logits, weight, out=unit[part])
         if unit is not None and temperature != 1.0:
             unit.div_(temperature)
         if ctx.needs_input_grad[1]:
@@ -76,22 +80,24 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, weight, targets = held
         for_weight = torch.zeros_like(weight, dtype=torch.float32)
         for at in range(0, hidden.shape[0], CHUNK):
-            part = slice(at, at + CHUNK)
-            error = None  # else the last chunk's would be there beside this one
-            error = _error(_log_softmax(hidden[part], weight, ctx.temperature).exp_(), targets[part])
-            error.mul_((grad[part] / ctx.temperature)[:, None])
+            part, logits = slice(at, at + CHUNK), None  # else the last chunk's would be there beside these
+            logits = hidden[part] @ weight.t()
+            scales = grad[part] / ctx.temperature
+            for rows, scores in _log_softmax(logits, ctx.temperature):
+                logits[rows] = _error(scores.exp_(), targets[part][rows]).mul_(scales[rows, None])
             if weight.dtype == torch.float32:
-                for_weight.addmm_(error.t(), hidden[part])
+                for_weight.addmm_(logits.t(), hidden[part])
             else:
-                for_weight += error.to(weight.dtype).t() @ hidden[part]
+                for_weight += logits.t() @ hidden[part]
         return for_hidden, for_weight.to(weight.dtype), None, None, None
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    logits = hidden @ weight.t()
-    if temperature != 1.0:
-        logits = logits.float().div_(temperature)
-    return torch.log_softmax(logits, -1, dtype=torch.float32)
+def _log_softmax(logits: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, their log-softmax in fp32) of [n, V], a few at a time."""
+    for at in range(0, len(logits), ROWS):
+        rows = slice(at, min(at + ROWS, len(logits)))
+        wide = logits[rows].float()
+        yield rows, torch.log_softmax(wide if temperature == 1.0 else wide / temperature, -1)
 
 
 def _error(chances: Tensor, targets: Tensor) -> Tensor:

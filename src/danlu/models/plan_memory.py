@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from danlu.models.head import CHUNK
+from danlu.models.head import CHUNK, ROWS
 from danlu.models.plan_model import Layout
 
 QKV, GATES = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
@@ -242,7 +242,7 @@ def _backward(layout: Layout, work: Work) -> float:
 
 
 def head_bytes(layout: Layout, work: Work) -> int:
-    """Logits of one chunk with their log-softmax, the gradient of every supervised place.
+    """Logits of one chunk, the log-softmax of a few of its rows, the gradient of every supervised place.
 
     Where the head is trained, also the fp32 gradient of its matrix, and the chunk's logits in several dtypes under
     autocast (the head then goes through its own module).
@@ -255,9 +255,9 @@ def head_bytes(layout: Layout, work: Work) -> int:
     places = work.supervised * own.hidden * size * 2
     if trained and work.autocast:
         return int(chunk * 10 + matrix * (4 + size) + places)
-    wide = 4 if size < 4 and work.device == "cpu" else 0  # a CPU widens the logits first
+    wide = min(ROWS, work.supervised) * own.vocabulary * 4 * 3  # a few rows in fp32, their log-softmax, its exponential
     cast = matrix * size if layout.head.itemsize != size else 0
-    return int(chunk * (size + 4 + wide) + places + cast + (matrix * 4 if trained else 0))
+    return int(chunk * size + wide + places + cast + (matrix * 4 if trained else 0))
 
 
 # ---- completions that are generated
