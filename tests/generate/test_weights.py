@@ -47,7 +47,7 @@ def products(w: Weights) -> list[Tensor]:
     found = []
     for matrix in w.matrices():
         width = weights._shape(matrix.origin.sources[0])[1]
-        found.append(matrix(torch.randn(3, width, generator=torch.Generator().manual_seed(0))))
+        found.append(matrix(torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(w.dtype)))
     return found
 
 
@@ -179,4 +179,28 @@ def test_copies_only_where_they_fit(base: Path, monkeypatch: pytest.MonkeyPatch)
     for free, copied in ((2 * needed, True), (2 * needed - 2, False)):
         monkeypatch.setattr(weights, "free_bytes", lambda _, free=free: free)
         assert snapshot(model).copied == copied
-    assert not snapshot(model.to(torch.bfloat16)).copied
+    monkeypatch.undo()
+    assert snapshot(model.to(torch.bfloat16)).copied == weights.packs_bf16()
+
+
+@pytest.mark.parametrize("large", [1, 1 << 20], ids=["apart", "merged"])
+def test_bf16_is_packed_and_small_adapters_are_merged_in_fp32(
+    base: Path, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not weights._can_pack(torch.bfloat16):
+        pytest.skip("oneDNN does not multiply bf16 here")
+    monkeypatch.setattr(weights, "packs_bf16", lambda: True)  # slow without bf16 units, and the same
+    monkeypatch.setattr(weights, "LARGE", large)
+    model = adapted(base)
+    wanted = expected(model)
+    taken = snapshot(model, torch.bfloat16)
+    assert {matrix.layout for matrix in taken.matrices()} == ({"packed"} if large == 1 else {"packed", "columns"})
+    assert (taken.layers[0].down.low is None) == (large > 1)
+    assert taken.layers[0].down.parts[0].dtype == (torch.bfloat16 if large == 1 else torch.float32)
+    for one, other in zip(products(taken), wanted, strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.float(), other, rtol=0.02, atol=0.02 * float(other.abs().max()))
+    shift(model, 0.3)
+    later = snapshot(model, torch.bfloat16, previous=taken)
+    for one, other in zip(products(later), expected(model), strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0.02, atol=0.02 * float(other.abs().max()))

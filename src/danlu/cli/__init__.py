@@ -7,6 +7,7 @@ usage); 130 Ctrl-C and 143 SIGTERM, after the stage saved what it could. `-v` ad
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import platform
 import re
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     verbose = "-v" in args or "--verbose" in args
     if not verbose:  # what libraries tell their developers is not for the person who runs a command
         warnings.simplefilter("ignore", FutureWarning)
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a package that nothing here uses
     if launcher.launched() and not launcher.together(args):
         if launcher.place():
             return 0

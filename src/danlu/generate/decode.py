@@ -4,6 +4,7 @@ Method: a prompt is run once and its keys and values are given to all completion
 one token of all rows, whatever their ages. A finished row leaves at once: a waiting prompt takes its place, or the
 last row moves there, so that rows without work are never computed. As many rows as `rows` and `memory` allow are
 decoded together; should memory run out all the same, the rows are halved and what was not finished is done again.
+On CUDA steps are replayed as graphs (graphs.py).
 
 Every completion has its own random numbers, drawn from (seed, key, number of the completion): what it says does not
 depend on what it shares a batch with, except through the rounding of matrix products.
@@ -24,6 +25,7 @@ from danlu import display
 from danlu.errors import DanluError
 from danlu.generate import Sampling
 from danlu.generate.forward import Cache, Shared, cache_of, prefill, shared_of, step
+from danlu.generate.graphs import graphs_of
 from danlu.generate.memory import cache_budget, cache_bytes, ran_out, row_bytes
 from danlu.generate.pick import pick
 from danlu.generate.weights import Weights
@@ -101,6 +103,7 @@ class Batch:
         self.tokens, self.positions, self.starts = (
             torch.zeros(shape[0], dtype=torch.long, device=w.device) for _ in range(3)
         )
+        self.graphs = graphs_of(w, self.cache, self.tokens, self.positions)
         self.shared: Shared | None = None
         self.seen: Tensor | None = None
         if sampling.repetition_penalty != 1:
@@ -148,8 +151,11 @@ class Batch:
         positions = self.positions[:count]
         held = positions - self.starts[:count] if self.shares else positions
         length, masked = max(places) + 1, min(places) < max(places)
-        hidden = step(self.w, self.cache, self.tokens[:count], positions, held, length, masked, self.shared)
-        return self._take(0, self.w.head(hidden))
+        logits = self.graphs.logits(count, length) if self.graphs else None
+        if logits is None:
+            hidden = step(self.w, self.cache, self.tokens[:count], positions, held, length, masked, self.shared)
+            logits = self.w.head(hidden)
+        return self._take(0, logits)
 
     def _written(self, row: Row) -> int:
         """Tokens that the row has in `cache.data`: all but the last one."""

@@ -85,11 +85,9 @@ def shared_of(w: Weights, slots: list[int], members: int, lengths: list[int]) ->
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension, in fp32 (Zhang & Sennrich 2019)."""
-    if x.dtype == torch.float32:
-        scale = torch.linalg.vecdot(x, x).mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
-        return (x * scale[..., None]).mul_(weight)
     wide = x.float()
-    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+    scale = torch.linalg.vecdot(wide, wide).mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * scale[..., None]).to(x.dtype).mul_(weight)
 
 
 def _inputs(w: Weights, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

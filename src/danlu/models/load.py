@@ -88,12 +88,21 @@ def _weights(folder: Path | None, spec: Model, seed: int, dtype: torch.dtype) ->
     if spec.quantization == "nf4":
         options["quantization_config"] = _nf4(dtype)
     try:
-        return AutoModelForCausalLM.from_pretrained(str(folder), **options)
+        return _in_one_layout(AutoModelForCausalLM.from_pretrained(str(folder), **options))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DanluError(
             f"cannot load the model in {folder}: {str(error).strip().splitlines()[0]}",
             "it needs config.json and *.safetensors of a causal language model",
         ) from error
+
+
+def _in_one_layout(model: Any) -> Any:
+    """The model, whose 4-bit matrices stay as they are stored: on a CPU with AVX512-BF16 bitsandbytes rearranges one at
+    its first use, rounds its scales, and fails where a row is no multiple of a block."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def _nf4(dtype: torch.dtype) -> Any:

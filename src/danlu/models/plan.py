@@ -296,12 +296,14 @@ def _rollout(case: Case) -> Rollout | None:
         prompt = own.max_prompt
         if case.rows.lengths is not None and len(case.rows.lengths):
             prompt = int(case.rows.lengths.max())
-        return plan_memory.rollout(layout_of(case), dtypes(case)[0], kind, rows, prompt, own.max_completion)
+        return plan_memory.rollout(
+            layout_of(case), dtypes(case)[0], kind, rows, prompt, own.max_completion, case.place.native
+        )
     if not recipe.sft.watch:
         return None
     prompt = min(SHORTEST, recipe.data.max_length)
     return plan_memory.rollout(
-        layout_of(case), dtypes(case)[0], kind, recipe.eval.batch, prompt, recipe.eval.max_tokens
+        layout_of(case), dtypes(case)[0], kind, recipe.eval.batch, prompt, recipe.eval.max_tokens, case.place.native
     )
 
 

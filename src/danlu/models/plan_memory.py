@@ -263,13 +263,17 @@ def head_bytes(layout: Layout, work: Work) -> int:
 # ---- completions that are generated
 
 
-def rollout(layout: Layout, dtype: torch.dtype, device: str, rows: int, prompt: int, generated: int) -> Rollout:
+def rollout(
+    layout: Layout, dtype: torch.dtype, device: str, rows: int, prompt: int, generated: int, native: bool = False
+) -> Rollout:
     """Bytes of decoding `rows` completions of `generated` tokens after prompts of `prompt` tokens.
 
-    On a CPU fp32 and 4-bit matrices are copied once in the order that multiplies fastest there.
+    On a CPU fp32 and 4-bit matrices, and with `native` bf16 ones, are copied once in the order that multiplies fastest
+    there.
     """
     own, size = sizes(layout.config), dtype.itemsize
     cache = 2 * own.layers * own.keys * rows * (prompt + generated) * size
     picking = 3 * 4 * own.vocabulary * rows  # fp32 logits, their softmax, its running sum
-    copied = device == "cpu" and layout.fast and (dtype == torch.float32 or layout.unpacked > 0)
+    packed = dtype == torch.float32 or layout.unpacked > 0 or (dtype == torch.bfloat16 and native)
+    copied = device == "cpu" and layout.fast and packed
     return Rollout(cache, picking, (layout.matrices + own.vocabulary * own.hidden) * size if copied else 0)
