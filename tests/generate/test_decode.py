@@ -218,6 +218,18 @@ def test_rows_and_their_layout_change_nothing(plain: Any, apart: int, monkeypatc
     assert {one.stopped for group in wanted for one in group} == {True, False}
 
 
+def test_prompts_kept_apart_in_bf16(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, options = snapshot(plain, torch.bfloat16), {"max_tokens": 2, "end_ids": (), "samples": 3}
+    found = {}
+    for apart in (0, 1 << 60):
+        monkeypatch.setattr(decoding, "APART", apart)
+        found[apart] = decode(weights, PROMPTS[3:8], **options)
+    for group, own in zip(*found.values(), strict=True):
+        for one, other in zip(group, own, strict=True):
+            assert one.tokens[0] == other.tokens[0]
+            assert one.logprobs == pytest.approx(other.logprobs, abs=0.1)
+
+
 def test_a_free_row_is_taken_at_once(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many steps as the rows need when none of them waits, not the sum of the longest of each batch."""
     steps = []

@@ -192,5 +192,7 @@ def _with_prompt(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, h
     other = other.reshape(-1, *q.shape[2:]).index_select(0, shared.spread).view(q.shape)
     # log-sum-exps lie as [.., G, K] in memory
     other_sums = other_sums.transpose(1, 2).reshape(-1, q.shape[2], q.shape[1]).index_select(0, shared.slots)
-    share = (other_sums - sums.transpose(1, 2)).sigmoid_()
-    return found.lerp_(other, share.transpose(1, 2)[..., None])
+    share = (other_sums - sums.transpose(1, 2)).sigmoid_().transpose(1, 2)[..., None]
+    if found.dtype == share.dtype:
+        return found.lerp_(other, share)
+    return found.float().lerp_(other.float(), share).to(found.dtype)  # the sums are fp32, whatever the rest is
