@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import string
 from pathlib import Path
 
@@ -13,15 +14,37 @@ from danlu.studio.zh import CHINESE
 ROOT = Path(danlu.studio.__file__).parent
 
 
+SAYING = {"t": (0,), "page": (1,), "Trouble": (0, 1), "Chart": (0,), "Line": (1,)}  # function -> places of texts
+TABLES = ("STATUS", "LABELS", "SIGNS", "OUTCOMES", "PARTS", "AXES", "THEMES", "NAVIGATION")
+
+
 def spoken() -> set[str]:
-    """Texts given to `t`, and texts in tables that `t` is given later: strings that a catalogue knows."""
-    found = set()
+    """Texts that are given to `t`: at once, or by way of the functions and tables above."""
+    found: set[str] = set()
     for path in ROOT.rglob("*.py"):
         if path.parent.name == "zh":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("t", "page"):
-                found |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                found |= {text for i in SAYING.get(name, ()) for text in texts(node.args[i : i + 1])}
+    for module in ("overview", "troubles", "charts", "shell", "pages.runs", "pages.written", "pages.outlook"):
+        tables = vars(importlib.import_module(f"danlu.studio.{module}"))
+        for name in TABLES:
+            table = tables.get(name, {})
+            rows = table.values() if isinstance(table, dict) else [row[1] for row in table]
+            found |= {text for row in rows for text in (row if isinstance(row, tuple) else (row,)) if text}
+    return found - {icon for icon in found if icon in ("contrast", "light_mode", "dark_mode")}
+
+
+def texts(nodes: list[ast.expr]) -> set[str]:
+    """The constant strings among expressions; both sides of a choice."""
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.IfExp):
+            found |= texts([node.body, node.orelse])
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
     return found
 
 
@@ -52,8 +75,6 @@ def test_translations_keep_their_places():
 
 
 def test_catalogues_do_not_contradict_one_another():
-    import importlib
-
     seen: dict[str, str] = {}
     for path in sorted((ROOT / "zh").glob("[a-z]*.py")):
         for english, chinese in importlib.import_module(f"danlu.studio.zh.{path.stem}").TEXTS.items():

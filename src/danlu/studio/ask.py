@@ -28,7 +28,7 @@ async def ask(place: Place, *args: str) -> dict[str, Any]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         stdin=asyncio.subprocess.DEVNULL,
-        env={**os.environ, "DANLU_RUNS": str(place.root), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "DANLU_RUNS": str(place.root)},
     )
     try:
         out, said = await asyncio.wait_for(process.communicate(), PATIENCE)

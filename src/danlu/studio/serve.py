@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.display import say
-from danlu.errors import DanluError
+from danlu.errors import DanluError, Stopped
 from danlu.studio.place import Place, settle
 from danlu.studio.safety import Gate, check_bind, is_local
 
@@ -43,7 +43,8 @@ def serve(
     with alone(place, address):
         settle(place)
         _announce(place, address, token, show, host)
-        _run(host, port, token)
+        with contextlib.suppress(KeyboardInterrupt, Stopped):  # how a studio ends; its server has closed by then
+            _run(host, port, token)
 
 
 def _announce(place: Place, address: str, token: str | None, show: bool, host: str) -> None:
@@ -81,6 +82,7 @@ def _run(host: str, port: int, token: str | None) -> None:
         reconnect_timeout=10.0,
         endpoint_documentation="none",
         server_header=False,
+        timeout_graceful_shutdown=1,
     )
 
 

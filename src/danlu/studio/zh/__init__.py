@@ -1,5 +1,12 @@
 """Chinese texts by their English ones; a module for each page."""
 
-from danlu.studio.zh import data, shell, verdict
+from danlu.studio.zh import data, run, runs, shell, start, verdict
 
-CHINESE: dict[str, str] = {**shell.TEXTS, **data.TEXTS, **verdict.TEXTS}
+CHINESE: dict[str, str] = {
+    **shell.TEXTS,
+    **runs.TEXTS,
+    **start.TEXTS,
+    **run.TEXTS,
+    **data.TEXTS,
+    **verdict.TEXTS,
+}

@@ -1,0 +1,48 @@
+"""Files that a page may offer: recipes and data that were named when the studio started, and what was uploaded."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from danlu.errors import DanluError
+from danlu.recipe import shipped
+from danlu.studio.place import Place
+from danlu.studio.safety import readable
+
+DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xlsx")
+MOST = 500  # files of a named folder that are offered
+
+
+def recipes(place: Place) -> dict[str, str]:
+    """What a recipe is called -> how the command line finds it; shipped ones last."""
+    found = {path.name: str(path) for path in _named(place, (".yaml", ".yml"))}
+    return found | {name: name for name in shipped() if name not in found}
+
+
+def data_files(place: Place) -> list[str]:
+    """Paths of data files that may be read, uploads first."""
+    uploads = sorted(path for path in (place.own / "uploads").glob("*") if path.suffix.lower() in DATA)
+    return [str(path) for path in [*uploads, *_named(place, DATA)]]
+
+
+def upload_path(place: Place, name: str) -> Path:
+    """Where an uploaded file goes: a new name among the uploads, without anything that a path could mean."""
+    plain = re.sub(r"[^\w.\-]+", "_", Path(name.replace("\\", "/")).name).lstrip(".")[-120:]
+    if Path(plain).suffix.lower() not in DATA:
+        raise DanluError(f"{name} is no data file that Danlu reads", f"upload one of: {', '.join(DATA)}")
+    folder = place.own / "uploads"
+    folder.mkdir(parents=True, exist_ok=True)
+    path, number = folder / plain, 2
+    while path.exists():
+        path = folder / f"{Path(plain).stem}-{number}{Path(plain).suffix}"
+        number += 1
+    return path
+
+
+def _named(place: Place, suffixes: tuple[str, ...]) -> list[Path]:
+    found: list[Path] = []
+    for path in place.named:
+        inner = sorted(path.glob("*")) if path.is_dir() else [path]
+        found += [one for one in inner if one.suffix.lower() in suffixes and readable(one, place.named)]
+    return found[:MOST]
