@@ -1,6 +1,6 @@
 """Chinese texts by their English ones; a module for each page."""
 
-from danlu.studio.zh import data, run, runs, shell, start, verdict
+from danlu.studio.zh import data, export, run, runs, shell, start, verdict
 
 CHINESE: dict[str, str] = {
     **shell.TEXTS,
@@ -9,4 +9,5 @@ CHINESE: dict[str, str] = {
     **run.TEXTS,
     **data.TEXTS,
     **verdict.TEXTS,
+    **export.TEXTS,
 }

@@ -1,0 +1,50 @@
+"""Data, Verdict and Export in a real browser: they show what is there, and nothing of it acts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import evil
+import pytest
+from looking import NARROW, looking, unnamed, widest
+from studio_server import Served, serving
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Served]:  # noqa: ARG001
+    """A studio over runs that would like to be markup."""
+    folder: Path = tmp_path_factory.mktemp("evil")
+    (folder / "runs").mkdir()
+    evil.fill(folder / "runs")
+    with serving(folder / "runs") as served:
+        yield served
+
+
+def test_nothing_that_runs_say_acts(studio: Served, chromium: str) -> None:
+    with looking(chromium, studio) as page:
+        page.goto("/verdict")
+        page.get_by_text("Questions to read").wait_for()
+        item = page.locator("details.item").first
+        item.locator("summary").first.click()
+        item.get_by_text("Reasoning").first.click()
+        assert "window.hacked=3" in item.inner_text()
+        page.goto("/data")
+        page.get_by_text("These rows have not been checked yet.").wait_for()
+        page.goto(f"/export?of={quote(evil.EXPORT)}")
+        page.get_by_text("1 of 1").wait_for()
+        assert evil.MARKUP in page.locator("#content").inner_text()
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("img[src=x]").count() == 0
+
+
+@pytest.mark.slow
+def test_pages_fit_a_phone_and_name_their_controls(studio: Served, chromium: str) -> None:
+    with looking(chromium, studio, language="zh", theme="dark", size=NARROW) as page:
+        for path, part in (("/data", ".empty"), ("/verdict", ".item"), ("/export", ".check-line")):
+            page.goto(path)
+            page.locator(f"#content {part}").first.wait_for()
+            assert widest(page) == 0, path
+            assert unnamed(page) == [], path
+            assert page.locator("body.body--dark").count() == 1
