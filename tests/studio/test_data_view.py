@@ -106,11 +106,21 @@ def test_rows_keep_their_pieces_and_counts() -> None:
     assert shown.pieces == (("supervised", "x<U+001B>"),)
 
 
+def test_files_that_were_not_named_are_not_read(place: Place, tmp_path: Path) -> None:
+    recipe = load("demo", [f"data.train.0.path={tmp_path / 'secret.jsonl'}"]).resolved()
+    Run.create(place.root / "odd-sft", "sft", recipe)
+    with pytest.raises(DanluError, match="was not named when the studio started"):
+        data_view.arguments(place, data_view.find(place, "run:odd-sft"))
+    with pytest.raises(DanluError, match="was not named"):
+        data_view.arguments(place, data_view.find(place, f"file:{place.named[0]}"), str(tmp_path))
+
+
 def test_what_the_command_refuses_is_its_what_and_hint(place: Place) -> None:
     with pytest.raises(DanluError) as caught:
-        asyncio.run(ask.ask(place, "show", "nothing"))
+        asyncio.run(ask.asked(place, ["x"], "show", "nothing"))
     assert "is not a run" in caught.value.message
     assert caught.value.hint == "runs there: mine-sft, mine-eval"
+    assert not ask.kept(place, ["x"]).exists()
 
 
 def test_an_answer_is_kept_and_asked_once(place: Place) -> None:

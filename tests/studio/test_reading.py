@@ -32,9 +32,14 @@ def test_nothing_that_runs_say_acts(studio: Served, chromium: str) -> None:
         assert "window.hacked=3" in item.inner_text()
         page.goto("/data")
         page.get_by_text("These rows have not been checked yet.").wait_for()
-        page.goto(f"/export?of={quote(evil.EXPORT)}")
+        page.goto(f"/export?run={quote(evil.EXPORT)}")
         page.get_by_text("1 of 1").wait_for()
         assert evil.MARKUP in page.locator("#content").inner_text()
+        page.goto("/")
+        page.get_by_role("link", name=evil.EXPORT).wait_for()
+        for name in (evil.SFT, evil.GRPO, evil.EVAL):
+            page.goto(f"/run/{quote(name)}")
+            page.locator("h1", has_text=name).wait_for()
         assert page.evaluate("window.hacked") is None
         assert page.locator("img[src=x]").count() == 0
 

@@ -15,8 +15,9 @@ import yaml
 from danlu.data.files import SUFFIXES
 from danlu.data.page import MOST_TEXT, by_level, percent, visible
 from danlu.errors import DanluError
-from danlu.recipe import shipped
+from danlu.recipe import load, shipped
 from danlu.run import Run, list_runs
+from danlu.studio import jobs
 from danlu.studio.place import Place
 from danlu.studio.safety import run_path
 
@@ -66,14 +67,21 @@ def find(place: Place, key: str) -> Subject:
 
 
 def arguments(place: Place, subject: Subject, model: str = "") -> list[str]:
-    """What `danlu data check` and `view` are told; the recipe of a run is written out, resolved, for them."""
+    """What `danlu data check` and `view` are told; the recipe of a run is written out, resolved, for them.
+
+    DanluError where it names files that the studio was not told to read.
+    """
     if subject.kind == "file":
         if not model or model.startswith("-"):
             raise DanluError("rows need a model: its tokenizer and template decide", "name one, for example tiny")
+        jobs.refuse_unnamed(place, model)
         return ["--data", str(subject.path), "--model", model]
     if subject.kind == "recipe":
-        return [str(subject.path or subject.name)]
+        found = str(subject.path or subject.name)
+        jobs.refuse_unnamed(place, load(found).resolved())
+        return [found]
     run = Run.open(run_path(place.root, subject.name))
+    jobs.refuse_unnamed(place, run.config())
     file = place.own / "recipes" / f"{run.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(run.config(), allow_unicode=True, sort_keys=False), encoding="utf-8")

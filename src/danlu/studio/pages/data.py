@@ -11,7 +11,7 @@ from danlu.data.page import percent, standing, verdict, visible
 from danlu.errors import DanluError
 from danlu.studio import data_view as view
 from danlu.studio import shell
-from danlu.studio.ask import asked
+from danlu.studio.ask import asked, kept
 from danlu.studio.place import place
 from danlu.studio.shell import element
 from danlu.studio.words import t
@@ -63,8 +63,6 @@ def data(of: str = "", model: str = "tiny") -> None:
 
 def _kept(key: str, model: str) -> bool | None:
     """Whether the check of these rows is at hand; None where not."""
-    from danlu.studio.ask import kept
-
     subject = view.find(place(), key)
     try:
         given = view.arguments(place(), subject, model)

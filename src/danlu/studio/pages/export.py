@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import run as background
+from nicegui import ui
 
 from danlu.data.page import visible
 from danlu.errors import DanluError
@@ -27,13 +28,13 @@ STATES = {
 
 
 @shell.page("/export", "Export")
-def export(of: str = "") -> None:
+def export(run: str = "") -> None:
     shell.style("reading.css")
     known = view.exports(place().root)
     with shell.heading(t("Export"), t("A file that Ollama and llama.cpp run, checked against the model it came from.")):
         ui.button(t("Export a run"), icon="add", on_click=_dialog).props("unelevated no-caps")
-    if of and of not in known and jobs.job_of(place(), of):
-        known = [of, *known]  # it has been started and has no directory yet
+    if run and run not in known and jobs.job_of(place(), run):
+        known = [run, *known]  # it has been started and has no directory yet
     if not known:
         shell.empty(
             t("Nothing has been exported yet."),
@@ -43,11 +44,11 @@ def export(of: str = "") -> None:
             "ios_share",
         )
         return
-    chosen = of if of in known else known[0]
+    chosen = run if run in known else known[0]
     with element("div", "pick"):
         names = {name: visible(name) for name in known}
         picked = ui.select(names, value=chosen, label=t("Export")).props("outlined dense")
-        picked.on_value_change(lambda: ui.navigate.to(address("/export", of=str(picked.value))))
+        picked.on_value_change(lambda: ui.navigate.to(address("/export", run=str(picked.value))))
     below = element("div", "stack").style("gap: 20px")
     seen: dict[str, Any] = {}
 
@@ -216,7 +217,7 @@ def _ollama(found: view.Exported, alive: bool) -> None:
         button.set_visibility(False)
 
     async def look() -> None:
-        version = await run.io_bound(view.ollama)
+        version = await background.io_bound(view.ollama)
         if version:
             told.text(t("Ollama {version} answers here.", version=visible(version)))
             button.set_visibility(not alive)
@@ -240,7 +241,7 @@ def _begin(name: str, command: list[str]) -> None:
     except DanluError as error:
         shell.tell(error)
         return
-    ui.navigate.to(address("/export", of=name))
+    ui.navigate.to(address("/export", run=name))
 
 
 def _dialog() -> None:

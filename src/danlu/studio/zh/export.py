@@ -29,7 +29,7 @@ TEXTS = {
     "Type": "类型",
     "Size": "大小",
     "the model itself": "原模型",
-    "Tokens a second": "每秒 token",
+    "Tokens a second": "每秒 token 数",
     "Right": "答对",
     "95 % interval": "95 % 区间",
     "Against the model": "与原模型相比",
@@ -37,7 +37,7 @@ TEXTS = {
     "{count} questions of {name}; paired with the model that the files were made from.": (
         "题组 {name} 的 {count} 道题；与原模型逐题配对。"
     ),
-    "Checks": "核对",
+    "Checks": "检查",
     "holds": "通过",
     "fails": "没通过",
     "Copy the Modelfile": "复制 Modelfile",
