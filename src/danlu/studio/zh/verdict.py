@@ -19,9 +19,9 @@ TEXTS = {
         "百分点，之后减之前，附 95 % 区间；在 0 左边就是变差。"
     ),
     "How the answers ended": "答案的结局",
-    "right": "正确",
-    "wrong": "错误",
-    "no answer found": "未找到答案",
+    "right": "答对",
+    "wrong": "答错",
+    "no answer found": "没找到答案",
     "more than one answer": "不止一个答案",
     "cut before the answer": "没写到答案就被截断",
     "Figures": "数字",
@@ -57,5 +57,5 @@ TEXTS = {
     "These rows hold no question.": "这些记录里没有题面。",
     "Gold:": "标准答案：",
     "Reasoning": "推理",
-    "(no answer)": "（没有回答）",
+    "(no answer)": "（没有答案）",
 }
