@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Co
 from danlu.data.render import IGNORE
 from danlu.models import decoder
 from danlu.models.batch import Batch, branched, packed
-from danlu.models.decoder import attend, can_compile, fast_forward, kernels, supports
+from danlu.models.decoder import attend, fast_forward, supports
 from danlu.models.head import TokenLogProbs
+from danlu.models.kernels import can_compile, kernels
 
 SHAPE = {
     "hidden_size": 64,

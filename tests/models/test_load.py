@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from danlu.errors import DanluError
-from danlu.models.load import Loaded, load, reference, save_artifact, trainable
+from danlu.models.load import Loaded, load, reference, save_artifact, trainable, weight_dtype
 from danlu.models.locate import base_dir, base_of
 from danlu.models.tokenizer import end_token_ids, load_tokenizer, think_format, token_ids
 from danlu.recipe import Lora, Model
@@ -330,6 +330,20 @@ def test_what_is_trainable(base: Path) -> None:
     names = trainable(load(spec(base), lora=Lora(targets=["q_proj"]), train=True).model)
     assert len(names) == 2 * 2
     assert all("lora_" in name for name in names)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
+@pytest.mark.parametrize(("native", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_has_no_fp16(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], native: bool, wanted: torch.dtype
+) -> None:
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: native, raising=False)
+    assert weight_dtype("auto") == wanted
+    assert capsys.readouterr().err == ""
+    assert weight_dtype("fp16") == wanted
+    assert "warning: fp16" in capsys.readouterr().err
+    assert (weight_dtype("fp32"), weight_dtype("bf16")) == (torch.float32, torch.bfloat16)
 
 
 # ---- what cannot work says so

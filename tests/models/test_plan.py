@@ -10,14 +10,14 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from danlu.errors import DanluError
-from danlu.models import plan_memory, plan_speed
+from danlu.models import plan_memory, plan_place, plan_speed
 from danlu.models.adapter import with_adapter
 from danlu.models.batch import packed
 from danlu.models.decoder import fast_forward
 from danlu.models.head import TokenLogProbs
 from danlu.models.load import load as load_model
 from danlu.models.load import trainable
-from danlu.models.plan import Case, chosen, largest, layout_of, memory_of, plan, resolve, work_of
+from danlu.models.plan import Case, chosen, dtypes, largest, layout_of, memory_of, plan, resolve, work_of
 from danlu.models.plan_memory import Work
 from danlu.models.plan_model import config_of, facts, layout, packed_bytes
 from danlu.models.plan_place import Place, find_gpu, parse_bytes, place
@@ -352,6 +352,25 @@ def test_shardings_divide_what_they_say():
     assert "hsdp" not in plan(made, gpu="H100", gpus=8, rows=1000)["sharding"]
     with pytest.raises(DanluError, match="fsdp2"):
         plan(made, gpu="H100", gpus=2, sharding="none")
+
+
+def test_a_cpu_is_measured_in_the_dtype_of_the_run(monkeypatch):
+    measured = []
+    monkeypatch.setattr(plan_place, "measured_flops", lambda dtype: measured.append(dtype) or 1e12)
+    for wanted, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        made = recipe(model={"id": "Qwen/Qwen3-0.6B", "dtype": wanted}, sft={"precision": wanted, "steps": 1})
+        found = plan(made, device="cpu", budget=16 * GB)
+        assert measured.pop() == dtype
+        assert "measured here just now" in found["assumed"][-1]
+    monkeypatch.undo()
+    assert plan_place.measured_flops(torch.float32, 0.01) > 1e8
+
+
+def test_the_plan_knows_no_fp16_on_a_cpu():
+    made = recipe(model={"id": "Qwen/Qwen3-0.6B", "dtype": "fp16"}, sft={"precision": "fp16"})
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        given = Case(made, "sft", here("cpu", None, native), Rows(), *config_of(made.model))
+        assert dtypes(given) == (dtype, dtype, native)
 
 
 def test_operations_are_counted_as_textbooks_do():

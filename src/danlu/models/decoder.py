@@ -6,7 +6,7 @@ same parameters, so that saving, adapters and optimizers stay theirs. What is di
   is installed, else scaled_dot_product_attention over rows of similar length);
 - LoRA is computed inside the product with the frozen matrix: no gradient of that matrix, nothing saved that the
   backward pass does not need, a 4-bit matrix is unpacked again instead of kept;
-- norm, rotation and SwiGLU are functions with their own short backward, compiled where a compiler is found.
+- norm, rotation and SwiGLU are functions with their own short backward, compiled where a compiler works (kernels.py).
 Linear layers that are more than that (DoRA, adapter biases, full fine-tuning) go through their own modules.
 
 Held to transformers' hidden states and gradients in fp32 by tests. Not covered (see `supports`): sliding windows,
@@ -15,10 +15,7 @@ attention dropout, other activations; such models are trained through transforme
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any
@@ -29,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from danlu.models.batch import Batch
+from danlu.models.kernels import Kernels, kernels
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 BUCKET = 64  # rows whose lengths agree when rounded up to this share an attention call
@@ -50,54 +48,6 @@ def supports(config: Any) -> bool:
 
 
 # ---- elementwise functions, each with its own backward
-
-
-def _norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    wide = x.float()
-    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return (wide * scale).to(weight.dtype) * weight, scale
-
-
-def _norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    wide = x.float() * scale
-    inner = (grad * weight).float()
-    return (scale * (inner - wide * (inner * wide).mean(-1, keepdim=True))).to(x.dtype)
-
-
-def _swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
-    return F.silu(gate) * up
-
-
-def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    share = torch.sigmoid(gate)
-    silu = gate * share
-    return grad * up * (share + silu * (1 - share)), grad * silu
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [T, heads, D] turned by the angles of cos, sin [T, 1, D/2]; with -sin, turned back."""
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-
-
-@dataclass(frozen=True, slots=True)
-class Kernels:
-    """The elementwise functions, eager or compiled."""
-
-    norm: Callable[..., Any] = _norm_forward
-    norm_back: Callable[..., Any] = _norm_backward
-    swiglu: Callable[..., Any] = _swiglu_forward
-    swiglu_back: Callable[..., Any] = _swiglu_backward
-    rotate: Callable[..., Any] = _rotate
-
-
-def kernels(compiled: bool) -> Kernels:
-    """Elementwise functions; with `compiled` through torch.compile, once for all lengths."""
-    if not compiled:
-        return Kernels()
-    made = (torch.compile(one, dynamic=True) for one in (_norm_forward, _norm_backward))
-    rest = (torch.compile(one, dynamic=True) for one in (_swiglu_forward, _swiglu_backward, _rotate))
-    return Kernels(*made, *rest)
 
 
 class _Norm(torch.autograd.Function):
@@ -393,12 +343,3 @@ def fast_forward(model: Any, compiled: bool = False, hooked: bool = False) -> Ca
         return norm(decoder.norm, x, dtype)
 
     return forward
-
-
-def can_compile() -> bool:
-    """Whether torch.compile can work here: on a CPU it needs a C++ compiler."""
-    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
-        return False
-    if torch.cuda.is_available():
-        return True
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)

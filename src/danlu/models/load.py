@@ -62,10 +62,11 @@ def native_bf16() -> bool:
 
 
 def weight_dtype(wanted: str) -> torch.dtype:
-    """The dtype of base weights; `auto` is bf16 where it is fast, else fp16 on CUDA and fp32 elsewhere."""
+    """The dtype of base weights; `auto` (and fp16 on a CPU) is bf16 where it is fast, else fp16 on CUDA and fp32
+    elsewhere."""
     if wanted == "fp16" and device().type == "cpu":
-        display.warn("fp16 on a CPU is many times slower than fp32; using fp32")
-        return torch.float32
+        wanted = "auto"
+        display.warn(f"fp16 is many times slower on a CPU; using {'bf16' if native_bf16() else 'fp32'}")
     if wanted != "auto":
         return DTYPES[wanted]
     return torch.bfloat16 if native_bf16() else torch.float16 if device().type == "cuda" else torch.float32

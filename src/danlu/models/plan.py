@@ -23,11 +23,11 @@ import torch
 from danlu.errors import DanluError
 from danlu.models import plan_memory, plan_speed
 from danlu.models.batch import micro_batches
-from danlu.models.decoder import can_compile
+from danlu.models.kernels import can_compile
 from danlu.models.load import native_bf16
 from danlu.models.plan_memory import Rollout, Work
 from danlu.models.plan_model import Layout, config_from, config_of, layout
-from danlu.models.plan_place import Place, detected, free_memory, place
+from danlu.models.plan_place import Place, clocked, detected, free_memory, place
 from danlu.models.plan_rows import Rows, rows_of
 from danlu.recipe import Grpo, Lora, Recipe, Sft
 
@@ -36,6 +36,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENOUGH = {"cpu": 2048, "cuda": 16384, "mps": 4096}  # tokens of a forward from which larger ones are hardly faster
 DRAWN = 64  # steps that are drawn to see how full packs become
 SHORTEST = 512  # data.max_length below which shorter rows are not proposed
+
+
+def settings_of(recipe: Recipe, stage: Stage) -> Sft | Grpo:
+    return recipe.sft if stage == "sft" else recipe.grpo
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Case:
 
     @property
     def settings(self) -> Sft | Grpo:
-        return self.recipe.sft if self.stage == "sft" else self.recipe.grpo
+        return settings_of(self.recipe, self.stage)
 
     def changed(self, **keys: Any) -> Case:
         """The case with keys of its recipe (`.` written as `__`) set to other values."""
@@ -111,7 +115,7 @@ def resolve(recipe: Recipe, stage: Stage, start: str | None = None) -> tuple[int
     The largest micro-batch that fits without checkpointing, at most the tokens after which larger ones do not help
     (ENOUGH); with checkpointing where not even one row fits without it.
     """
-    settings: Sft | Grpo = recipe.sft if stage == "sft" else recipe.grpo
+    settings = settings_of(recipe, stage)
     if settings.micro_batch != "auto" and settings.gradient_checkpointing != "auto":
         return settings.micro_batch or recipe.sft.batch_size, settings.gradient_checkpointing
     kind = detected()
@@ -123,7 +127,7 @@ def resolve(recipe: Recipe, stage: Stage, start: str | None = None) -> tuple[int
 
 
 def _planned(case: Case, gpus: int, nodes: int, sharding: str | None) -> dict[str, Any]:
-    where, lay = case.place, layout_of(case)
+    where, lay = clocked(case.place, dtypes(case)[1]), layout_of(case)
     micro, checkpointing = chosen(case)
     memory = memory_of(case, micro, checkpointing)
     fit = memory["total"] <= where.budget if where.budget is not None else None
@@ -197,8 +201,8 @@ def dtypes(case: Case) -> tuple[torch.dtype, torch.dtype, bool]:
     """(dtype of the base's weights, dtype of products, whether autocast makes it so), as `load` and the loop choose."""
     settings, spec, kind, native = case.settings, case.recipe.model, case.place.kind, case.place.native
     half = "bf16" if native else "fp16" if kind == "cuda" else "fp32"
-    weights = half if spec.dtype == "auto" else spec.dtype
-    if settings.method == "full" or (weights == "fp16" and kind == "cpu"):
+    weights = half if spec.dtype == "auto" or (spec.dtype == "fp16" and kind == "cpu") else spec.dtype
+    if settings.method == "full":
         weights = "fp32"
     wanted = half if settings.precision == "auto" else settings.precision
     if wanted == "fp16" and kind != "cuda":

@@ -1,7 +1,7 @@
 """Where a recipe would run: the device, its free memory, how fast it multiplies.
 
-A CPU is measured for a moment; for GPUs the makers' figures of dense half-precision products stand here, of which
-training reaches a part that is *assumed* (no GPU has been measured for this table).
+A CPU is measured for a moment, in the dtype of the run; for GPUs the makers' figures of dense half-precision products
+stand here, of which training reaches a part that is *assumed* (no GPU has been measured for this table).
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +59,7 @@ GPUS = {
 }
 NEAR = 0.15  # a GPU of about the memory that was given stands for it
 REACHED = {"cuda": (0.20, 0.45), "mps": (0.15, 0.40), "cpu": (0.35, 0.70)}  # share of the peak in training: assumed
+UNMEASURED = (1.0, 1.0)  # a CPU's, until `clocked` has measured it
 MPS_FLOPS = (5e12, 30e12)  # Apple's GPUs, from the smallest M to the largest Max
 
 
@@ -65,7 +67,7 @@ MPS_FLOPS = (5e12, 30e12)  # Apple's GPUs, from the smallest M to the largest Ma
 class Place:
     """A device. `budget`: bytes that may be taken (None: unknown). `flops`: (least, most) operations a second.
 
-    `native`: whether bf16 is fast there. `measured`: whether flops were measured here and now.
+    `native`: whether bf16 is fast there. `measured`: whether flops were measured here and now (see `clocked`).
     """
 
     kind: Kind
@@ -100,8 +102,7 @@ def place(kind: Kind | None = None, budget: int | None = None, gpu: str | None =
         return Place("cuda", name, budget or known.memory, *_ranges([known]), known.bf16)
     kind = kind or detected()
     if kind == "cpu":
-        peak = measured_flops()
-        return Place("cpu", "this CPU", budget or free_memory("cpu"), (peak, peak), (1e10, 4e10), native_bf16(), True)
+        return Place("cpu", "this CPU", budget or free_memory("cpu"), UNMEASURED, (1e10, 4e10), native_bf16())
     if kind == "mps":
         return Place("mps", "Apple GPU", budget or free_memory("mps"), MPS_FLOPS, (1e11, 8e11), True)
     if budget is None and torch.cuda.is_available():
@@ -145,9 +146,18 @@ def free_memory(kind: str) -> int | None:
     return free
 
 
-def measured_flops(seconds: float = 0.15) -> float:
-    """Operations a second of the best of some fp32 products of a layer's size on this CPU."""
-    a, b = torch.rand(512, 1024), torch.rand(1024, 1024)
+def clocked(place: Place, dtype: torch.dtype) -> Place:
+    """`place` with what this CPU reaches in matrix products of `dtype`, measured now; any other place as it is."""
+    if place.kind != "cpu":
+        return place
+    peak = measured_flops(dtype)
+    return replace(place, flops=(peak, peak), measured=True)
+
+
+@lru_cache(maxsize=4)
+def measured_flops(dtype: torch.dtype, seconds: float = 0.15) -> float:
+    """Operations a second of the best of some products of a layer's size on this CPU."""
+    a, b = torch.rand(512, 1024).to(dtype), torch.rand(1024, 1024).to(dtype)
     best, start = float("inf"), time.perf_counter()
     while time.perf_counter() - start < seconds or best == float("inf"):
         before = time.perf_counter()

@@ -33,7 +33,7 @@ from danlu.data.render import IGNORE, prompt_text
 from danlu.errors import DanluError
 from danlu.generate.local import LocalGenerator
 from danlu.models.batch import Batch, branched, micro_batches, packed
-from danlu.models.load import Loaded, load, reference
+from danlu.models.load import Loaded, reference
 from danlu.recipe import Grpo, Recipe
 from danlu.records import Sample
 from danlu.rewards import Rewards
@@ -43,7 +43,7 @@ from danlu.train import memory, processes, sharding, trackers, watch
 from danlu.train.deliver import deliver
 from danlu.train.loop import Loop
 from danlu.train.metrics import Clock
-from danlu.train.planned import planned
+from danlu.train.planned import loaded_for
 from danlu.train.policy import CLIPS, Objective, Scores, Step, loss_of
 from danlu.train.rollout import Drawn, Question, Rollout, Source, collect, told
 from danlu.train.schedule import learning_rate
@@ -108,15 +108,7 @@ def prepare(recipe: Recipe, run: Run, start: str | None) -> tuple[Loaded, list[Q
     settings = recipe.grpo
     prepared = prompts(recipe, settings.data or recipe.data.train)
     write_rejected(run, prepared)
-    _, recompute = planned(recipe, run, "grpo", start)
-    loaded = load(
-        recipe.model,
-        start,
-        seed=recipe.seed,
-        lora=settings.lora if settings.method == "lora" else None,
-        train=True,
-        gradient_checkpointing=recompute,
-    )
+    loaded, _ = loaded_for(recipe, run, "grpo", start)
     if without_dropout(loaded.model):
         display.warn("grpo trains without dropout: lora.dropout is for sft")
     questions = short_enough(loaded, prepared.train, settings.max_prompt)

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from danlu import display
 from danlu.errors import DanluError, Stopped
-from danlu.models.decoder import can_compile, fast_forward, supports
+from danlu.models.decoder import fast_forward, supports
 from danlu.models.head import TokenLogProbs
+from danlu.models.kernels import can_compile
 from danlu.models.liger import apply_liger
 from danlu.models.load import Loaded, device, trainable
 from danlu.recipe import Training

@@ -28,7 +28,6 @@ from danlu.data.store import Store, open_store
 from danlu.errors import DanluError
 from danlu.generate.local import LocalGenerator
 from danlu.models.batch import Batch, micro_batches, packed
-from danlu.models.load import load
 from danlu.recipe import Recipe
 from danlu.records import Sample
 from danlu.run import Run
@@ -37,7 +36,7 @@ from danlu.train.ahead import Ahead
 from danlu.train.deliver import deliver
 from danlu.train.loop import Loop
 from danlu.train.metrics import Clock
-from danlu.train.planned import planned
+from danlu.train.planned import loaded_for
 from danlu.train.schedule import row_order
 from danlu.train.watch import figures
 
@@ -56,17 +55,8 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     write_rejected(run, prepared)
     watched = _watched(recipe, prepared.train)
     _check_what_is_measured(recipe, bool(prepared.valid))
-    micro, recompute = planned(recipe, run, "sft", start)
+    loaded, micro = loaded_for(recipe, run, "sft", start)
     settled = recipe.model_copy(update={"sft": settings.model_copy(update={"micro_batch": micro})})
-    loaded = load(
-        recipe.model,
-        start,
-        seed=recipe.seed,
-        lora=settings.lora if settings.method == "lora" else None,
-        train=True,
-        gradient_checkpointing=recompute,
-        place=sharding.loading_place(),
-    )
     stored = partial(open_store, loaded.tokenizer, loaded.think, shape=shape_of(recipe))
     rendered = processes.in_turn(lambda: stored(prepared.train))
     processes.same("training rows", lambda: rendered.key)
