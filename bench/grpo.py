@@ -90,7 +90,7 @@ def write_inputs(folder: Path, model: str, rows: int) -> None:
 def ours(given: dict[str, Any]) -> dict[str, Any]:
     """The GRPO stage itself, as `danlu grpo` runs it."""
     from danlu.generate import decode
-    from danlu.models.decoder import can_compile
+    from danlu.models.kernels import can_compile
     from danlu.recipe import Recipe
     from danlu.run import Run
     from danlu.train import grpo, rollout

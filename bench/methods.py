@@ -7,9 +7,10 @@
 The demo's SFT (shipped tiny base) on 1,000 worked rows in place of 128, 400 steps of 4: it has reached its plateau
 there (1,000 steps are no better on dev), so what is compared is methods and not stopping points. A seed has the same
 rows in the same order for all methods:
-  full    all weights
-  lora    r = 16 on all linear layers, over the fp32 base
+  full    all weights, in fp32
+  lora    r = 16 on all linear layers, over the base as it is
   qlora   the same over an NF4 base with double quantization
+Weights that are not trained, and products, are bf16 where the machine is fast at it, else fp32 (`settings.dtype`).
 The learning rate of each method is chosen on 400 `dev` questions at a training seed of its own, from GRID; while the
 best stands at an edge the grid is extended along LADDER; a tie goes to the smaller rate. Then 300 `test` questions at
 each of the other seeds: rows, training and questions all differ by seed. QLoRA is asked as it was trained, over the
@@ -240,7 +241,10 @@ def measure(options: Any, root: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"name": "methods", "cases": clinic(options.methods, seeds, options.quick)}
     if not options.quick and (options.shared / "data").is_dir():
         result["sizes"] = sizes(options.methods, options.shared, root)
-    settings = {"rows": ROWS, "steps": STEPS, "batch": BATCH, "questions": QUESTIONS, "grid": GRID}
+    from danlu.models.load import weight_dtype
+
+    settings: dict[str, Any] = {"dtype": str(weight_dtype("auto")).removeprefix("torch.")}
+    settings |= {"rows": ROWS, "steps": STEPS, "batch": BATCH, "questions": QUESTIONS, "grid": GRID}
     return {**result, "settings": settings, "runs": len(seeds), "machine": machine()}
 
 

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.common import arguments, machine, tell
+from bench.common import append, arguments, device_arguments, hide_gpus, place, tell
 from danlu.cli import TUNABLES
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -173,7 +173,7 @@ def held(given: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    device_arguments(parser)
     parser.add_argument("--only", metavar="TEXT", help="cases whose name holds this")
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--given", type=json.loads)
@@ -182,11 +182,15 @@ def main() -> None:
     if own.side:
         print(json.dumps(SIDES[own.side](own.given, own.folder)))
         return
+    hide_gpus(own.device)
     chosen = [one for one in (QUICK if own.quick else CASES) if (own.only or "") in f"{one['shape']} {one['name']}"]
     cases = [held({**one, "device": own.device}) for one in chosen]
     right = sum(one["ok"] for one in cases)
     result = {"name": "plan", "device": own.device, "cases": cases, "right": right, "ok": right == len(cases)}
-    tell(result | {"runs": 1, "machine": machine()}, own.json)
+    result |= {"runs": 1, "machine": place(own.device, "bitsandbytes")}
+    if (own.write or own.device == "cuda") and not own.quick:
+        append(result)
+    tell(result, own.json)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ reasoning cut after REASONING characters so that they are short), the steps, and
 models stand in for Qwen3-1.7B:
   tiny   the shipped base (4.7 M parameters, its own tokenizer, pretrained on a toy clinic)
   0.1B   Qwen3's architecture with random weights (0.11 B) under the real tokenizer
-Departures of the machine: a CPU has neither fp16 nor paged memory, and most have no fast bf16. There every arm runs in
-fp32 with the unpaged 8-bit AdamW over the nf4 base, so what v1 and v2 differ in besides is compared, their precisions
-are not.
+Departures of the machine: a CPU has neither fp16 nor paged memory. There every arm runs in bf16 where the CPU has units
+for it, else in fp32 (`dtype` in the result), with the unpaged 8-bit AdamW over the nf4 base: what v1 and v2 differ in
+besides is compared, their precisions are not.
 
 A case is a model: the object of `danlu compare V1 V2 V3`. It is `ok` when every run fell below its first loss.
 """
@@ -110,11 +110,18 @@ def short_rows(shared: Path, folder: Path) -> Path:
     return path
 
 
+def dtype_here() -> str:
+    """What all arms run in on a CPU."""
+    from danlu.models.load import native_bf16
+
+    return "bf16" if native_bf16() else "fp32"
+
+
 def changes(place: str, rows: Path, seed: int, steps: int, length: int, batch: int) -> list[str]:
     """What a run departs from the shipped recipe in, as --set; `place` is the model's id."""
-    from danlu.models.load import device, native_bf16
+    from danlu.models.load import device
 
-    plain = device().type == "cpu" and not native_bf16()
+    on_cpu, dtype = device().type == "cpu", dtype_here()
     return [
         f"model.id={json.dumps(place)}",
         f"data.train={json.dumps([str(rows)])}",
@@ -123,7 +130,7 @@ def changes(place: str, rows: Path, seed: int, steps: int, length: int, batch: i
         f"sft.batch_size={batch}",
         "sft.accumulation=1",
         f"seed={seed}",
-        *(["model.dtype=fp32", "sft.precision=fp32"] if plain else []),
+        *([f"model.dtype={dtype}", f"sft.precision={dtype}"] if on_cpu else []),
     ]
 
 
@@ -166,7 +173,8 @@ def measure(options: Any, root: Path) -> dict[str, Any]:
         place = "tiny" if model == "tiny" else str(random_qwen3(root / "qwen3-0.1b", tokenizer))
         sizes = (2, 768, 2) if options.quick else (options.steps or STEPS[model], LENGTH[model], BATCH)
         cases.append(case(model, train(place, rows, options.seeds, *sizes)))
-    return {"name": "published", "cases": cases, "runs": len(options.seeds), "machine": machine()}
+    told = {"name": "published", "cases": cases, "dtype": dtype_here()}
+    return {**told, "runs": len(options.seeds), "machine": machine()}
 
 
 def main() -> None:
