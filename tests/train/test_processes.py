@@ -59,7 +59,8 @@ class Pair:
     def _start(self, args: tuple[str, ...], each: list[dict[str, str]], more: dict[str, str]) -> list[int]:
         self._read = self._errors.stat().st_size
         shared = {"DANLU_RUNS": os.environ["DANLU_RUNS"]} | more
-        self._pids = [self._warm.start([*args, "--display", "none"], **shared, **one) for one in each]
+        quiet = [] if "--display" in args else ["--display", "none"]
+        self._pids = [self._warm.start([*args, *quiet], **shared, **one) for one in each]
         return self._pids
 
     def wait(self) -> list[int]:
@@ -257,7 +258,7 @@ def test_a_sharded_run_goes_on_in_one_process_and_back(pair: Pair, sft: str, run
 
 def test_a_signal_that_a_launcher_hands_on_is_one_signal(pair: Pair, sft: str, runs: Path) -> None:
     """Ctrl-C comes to all processes, and once more from their launcher."""
-    pids = pair.start("sft", sft, "--set", "sft.steps=2000", "--name", "parts")
+    pids = pair.start("sft", sft, "--set", "sft.steps=2000", "--name", "parts", "--display", "plain")
     after(runs / "parts", 3)
     for _ in range(3):
         for pid in pids:
@@ -299,8 +300,8 @@ def test_a_dry_run_tells_of_the_processes(pair: Pair, sft: str, runs: Path, tmp_
 
 
 def test_a_dry_run_tells_what_would_be_refused(pair: Pair, sft: str, runs: Path, tmp_path: Path) -> None:
-    changes = ("--set", "model.quantization=nf4", "--set", "sft.optimizer.name=adamw8bit")
-    what = "sharded weights (FSDP2) do not go with model.quantization: nf4, sft.optimizer.name: adamw8bit"
+    changes = ("--set", "model.quantization=nf4", "--set", "sft.optimizer.name=adamw_8bit")
+    what = "sharded weights (FSDP2) do not go with model.quantization: nf4, sft.optimizer.name: adamw_8bit"
     codes, told = dry(pair, tmp_path, "sft", sft, *changes, **FSDP)
     assert codes == [2, 2]
     assert told.splitlines()[-1] == f"# would be refused: sft: {what}"

@@ -441,8 +441,9 @@ class Loop:
     def _meet(self, *flags: float) -> list[float]:
         """The greatest of each flag over all processes; Stopped in all of them if a signal asked one for it."""
         asked, *found = processes.most(self._signal or 0, *flags)
-        self._signal = int(asked) or None
-        self._stop()
+        if asked:  # one that came to this process since it was asked is heard at the next meeting
+            self._signal = int(asked)
+            self._stop()
         return found
 
     def together(self, part: Callable[[], T]) -> list[T]:
