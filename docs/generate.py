@@ -29,6 +29,14 @@ CLI_HEADS = {"en": ("argument", "default", "meaning"), "zh": ("参数", "默认"
 REQUIRED = {"en": "required", "zh": "必填"}
 ABSENT = {"en": "off unless given", "zh": "不写就不启用"}
 ZH = {
+    "the merged model | the adapter beside its base": "依次为：合并后的模型、适配器放在基座旁边",
+    "a checkout of llama.cpp: for other architectures, and its llama-quantize": (
+        "llama.cpp 仓库目录：转换其他架构，也用它的 llama-quantize"
+    ),
+    "importance matrix for K-quants: a file of llama-imatrix, or a .txt to make one from": (
+        "K 量化的重要性矩阵：llama-imatrix 的文件，或用来测它的 .txt"
+    ),
+    "one or several; a Modelfile takes the first": "一个或几个；Modelfile 指向第一个",
     "config.json to build a model with random weights from (no download)": "按该 config.json 随机初始化（不下载）",
     "tokenizer directory or id, when it is not the model's": "分词器目录或 id；与模型不同源时才写",
     "reasoning format; auto asks the chat template": "推理格式；auto 表示去问对话模板",

@@ -95,3 +95,13 @@ def test_every_key_is_listed_once():
     keys = recipe.all_keys()
     assert len(keys) == len(set(keys))
     assert {"sft.lora.r", "grpo.rewards", "data.train", "model.id"} <= set(keys)
+
+
+def test_export_types_are_one_name_or_several():
+    assert recipe.parse("name: x\nexport: {quant: q4_0}").export.quant == ["q4_0"]
+    assert recipe.parse("name: x", ["export.quant=q8_0, f16,q8_0"]).export.quant == ["q8_0", "f16"]
+    assert recipe.parse("name: x").resolved()["export"]["quant"] == "q8_0"
+    with pytest.raises(DanluError, match=r"export\.quant\.1"):
+        recipe.parse("name: x\nexport: {quant: [f16, q9]}")
+    with pytest.raises(DanluError, match="at least 1"):
+        recipe.parse("name: x\nexport: {quant: []}")

@@ -21,6 +21,8 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    field_serializer,
+    field_validator,
     model_validator,
 )
 
@@ -431,12 +433,40 @@ class Eval(Section):
     seed: int = 0
 
 
+Quant = Literal[
+    "f32", "f16", "bf16", "q8_0", "q5_0", "q4_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m", "q2_k"
+]
+
+
 class Export(Section):
-    quant: Literal["f32", "f16", "bf16", "q8_0"] = "q8_0"
+    to: Literal["gguf", "gguf-lora"] = Field("gguf", description="the merged model | the adapter beside its base")
+    quant: list[Quant] = Field(["q8_0"], min_length=1, description="one or several; a Modelfile takes the first")
+    llama_cpp: str | None = Field(
+        None, description="a checkout of llama.cpp: for other architectures, and its llama-quantize"
+    )
+    imatrix: str | None = Field(
+        None, description="importance matrix for K-quants: a file of llama-imatrix, or a .txt to make one from"
+    )
     num_ctx: int = Field(4096, ge=64)
     temperature: float = Field(0.6, ge=0)
     top_p: float = Field(0.95, gt=0, le=1)
     system: str | None = None
+
+    @field_validator("quant", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """One name, or several with commas, is a list too."""
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("quant")
+    @classmethod
+    def _once(cls, value: list[Quant]) -> list[Quant]:
+        return list(dict.fromkeys(value))
+
+    @field_serializer("quant")
+    def _bare(self, value: list[Quant]) -> str | list[Quant]:
+        """A single type is written as its name."""
+        return value[0] if len(value) == 1 else value
 
 
 class Recipe(Section):

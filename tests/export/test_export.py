@@ -10,7 +10,8 @@ import pytest
 from danlu.errors import DanluError
 from danlu.export import parity
 from danlu.export.card import Lineage, card
-from danlu.export.export import export, lineage
+from danlu.export.export import export
+from danlu.export.lineage import lineage
 from danlu.models.tokenizer import load_tokenizer, think_format
 from danlu.recipe import Recipe
 from danlu.run import Run, write_json
@@ -73,6 +74,20 @@ def test_an_adapter_becomes_a_checked_artifact(tuned: Run, runs: Path) -> None:
     assert parity.verify(run.artifact / "model-f16.gguf", texts=["a"])["ok"]
 
 
+def test_several_types_are_several_checked_files(runs: Path) -> None:
+    run = Run.create(runs / "out", "export", {})
+    with run.recording():
+        result = export(recipe(export={"quant": "q8_0, q4_0"}), run, str(trained()))
+    assert [Path(file["gguf"]).name for file in result["files"]] == ["model-q8_0.gguf", "model-q4_0.gguf"]
+    assert result["gguf"] == result["files"][0]["gguf"]
+    told = json.loads((run.artifact / "danlu.json").read_text())
+    assert [file["quant"] for file in told["files"]] == ["q8_0", "q4_0"]
+    assert told["gguf"] == "model-q8_0.gguf"
+    assert "FROM ./model-q8_0.gguf" in (run.artifact / "Modelfile").read_text("utf-8")
+    assert {check["file"] for check in result["checks"]} == {"model-q8_0.gguf", "model-q4_0.gguf"}
+    assert "| KL, model-q4_0.gguf | ok |" in (run.artifact / "README.md").read_text("utf-8")
+
+
 def test_a_model_folder_needs_no_merge(runs: Path) -> None:
     run = Run.create(runs / "out", "export", {})
     with run.recording():
@@ -102,10 +117,32 @@ def test_sources_that_cannot_be_exported(runs: Path, tmp_path: Path) -> None:
         export(recipe(), run, "nobody/nothing")
 
 
+def test_an_adapter_goes_out_beside_its_base(tuned: Run, runs: Path) -> None:
+    run = Run.create(runs / "out", "export", {}, parents=["tuned"])
+    with run.recording():
+        result = export(recipe(export={"to": "gguf-lora", "quant": "f16"}), run, tuned.path)
+    (check,) = [check for check in result["checks"] if check["name"] == "adapter"]
+    assert check["ok"]
+    assert check["change"] > 100 * check["value"]  # it does something, and the same as in peft
+    assert not (run.path / "merged").exists()
+    assert "FROM ./model-f16.gguf\nADAPTER ./adapter.gguf\n" in (run.artifact / "Modelfile").read_text("utf-8")
+    assert json.loads((run.artifact / "danlu.json").read_text())["adapter"] == "adapter.gguf"
+
+
+def test_a_run_without_artifact_is_named(runs: Path) -> None:
+    Run.create(runs / "half", "sft", {})
+    run = Run.create(runs / "out", "export", {})
+    with pytest.raises(DanluError, match="half has no artifact"):
+        export(recipe(), run, runs / "half")
+
+
 def test_lineage_follows_parents(runs: Path) -> None:
-    Run.create(runs / "a", "sft", {"x": 1}).record(data_hash="h")
-    second = Run.create(runs / "b", "grpo", {"x": 2}, parents=["a"])
+    data = {"train": [{"path": "rows.jsonl", "revision": "v2", "licence": "mit"}]}
+    Run.create(runs / "a", "sft", {"x": 1, "data": data}).record(data_hash="h")
+    second = Run.create(runs / "b", "grpo", {"x": 2}, parents=["a"], recipe_text="name: b\n")
     found = lineage(second.path / "artifact", {"id": "tiny"})
+    assert found.licences == {"rows.jsonl at v2": "mit"}
+    assert found.recipe == "name: b\n"
     assert [(stage, name) for stage, name, _ in found.runs] == [("sft", "a"), ("grpo", "b")]
     assert found.data == {"a": "h"}
     assert lineage(runs / "nothing", {"id": "tiny"}) == Lineage("tiny")

@@ -147,7 +147,8 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tied_modules_are_trained_as_one_and_stay_tied(
     tied: Path, tmp_path: Path, names: list[str], dtype: str
 ) -> None:
-    from danlu.export.merge import check_merge, merge
+    from danlu.export.merge import merge
+    from danlu.export.merge_check import check_merge
 
     loaded = load(Model(id=str(tied), dtype=dtype), lora=Lora(r=2, modules_to_save=names), train=True)
     whole = {name: one for name, one in trainable(loaded.model).items() if "lora_" not in name}

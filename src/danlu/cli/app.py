@@ -479,22 +479,54 @@ def compare(
     show_training(arms, json)
 
 
+class Dtype(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 @app.command(epilog="Example: danlu merge demo-sft --out merged")
 def merge(
-    run: RunName,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A trained run, or the directory of an adapter.")],
     out: Annotated[Path | None, typer.Option(help="New directory for the model; default: RUN/merged.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the merged weights; default: the base's own.")] = None,
+    base: Annotated[str | None, typer.Option(help="Merge onto this model instead of the recorded base.")] = None,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Compare with base + adapter on prompts.")] = True,
+    json: Json = False,
     verbose: Verbose = False,  # noqa: ARG001
     display: DisplayMode = Display.auto,  # noqa: ARG001
 ) -> None:
-    """Merge the adapter of a run into its base model."""
+    """Merge the adapter of a run into its base model, and write its card."""
+    from danlu.cli.readers import print_json
     from danlu.cli.stages import merge_run
 
-    typer.echo(merge_run(run, out))
+    made = merge_run(run, out, dtype=dtype.value if dtype else None, base=base, check=check)
+    if json:
+        print_json(made)
+    else:
+        typer.echo(made["out"])
 
 
-@app.command(epilog="Example: danlu export demo --from demo-grpo")
+class To(StrEnum):
+    gguf = "gguf"
+    lora = "gguf-lora"
+
+
+@app.command(epilog="Example: danlu export demo-sft --quant q4_k_m,f16")
 def export(
-    recipe: RecipeName,
+    target: Annotated[
+        str, typer.Argument(metavar="RECIPE|RUN|MODEL", help="A trained run, a model directory or id, or a recipe.")
+    ],
+    quant: Annotated[
+        str | None, typer.Option(metavar="TYPES", help="One type or several with commas (export.quant).")
+    ] = None,
+    to: Annotated[To | None, typer.Option("--to", help="The merged model, or the adapter beside its base.")] = None,
+    llama_cpp: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A checkout of llama.cpp: other architectures, its tools.")
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Importance matrix for K-quants, or a .txt to make one from.")
+    ] = None,
     set_: Set = None,
     start: Start = None,
     run_name: Name = None,
@@ -505,19 +537,17 @@ def export(
     verbose: Verbose = False,  # noqa: ARG001
     display: DisplayMode = Display.auto,  # noqa: ARG001
 ) -> None:
-    """Write a GGUF and an Ollama Modelfile, and check them."""
-    from danlu.cli.evaluation import check_gate
-    from danlu.cli.stages import command as run_command
+    """Write GGUF files and an Ollama Modelfile, and check them."""
+    from danlu.cli.export import show_export
 
-    if not force:
-        check_gate(start)
-    run_command(
-        "export",
-        recipe,
-        overrides=set_ or [],
+    given = {"quant": quant, "to": to and to.value, "llama_cpp": llama_cpp, "imatrix": imatrix}
+    show_export(
+        target,
+        overrides=[*(f"export.{key}={value}" for key, value in given.items() if value is not None), *(set_ or [])],
         start=start,
         run_name=run_name,
         resume=resume,
+        force=force,
         dry_run=dry_run,
         as_json=json,
     )

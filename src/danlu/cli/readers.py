@@ -268,15 +268,26 @@ def show_verify(name: str, as_json: bool) -> int:
         raise DanluError(f"the model that it was made from is gone: {source}", "export again from the trained run")
     from danlu.export.parity import verify
 
-    report = verify(folder / made["gguf"], source, quant=made["quant"])
+    checks: list[dict[str, Any]] = []
+    for file in made.get("files", [made]):
+        found = verify(folder / file["gguf"], source, quant=file["quant"])
+        checks += ({**check, "file": file["gguf"]} for check in found["checks"])
+    report = {"ok": all(check["ok"] for check in checks), "checks": checks}
     if as_json:
         print_json(report)
     else:
+        several = len({check["file"] for check in checks}) > 1
         rows = [
-            (check["name"], "ok" if check["ok"] else "FAILED", _short(check.get("value")), _short(check.get("limit")))
-            for check in report["checks"]
+            (
+                *([check["file"]] if several else []),
+                check["name"],
+                "ok" if check["ok"] else "FAILED",
+                _short(check.get("value")),
+                _short(check.get("limit")),
+            )
+            for check in checks
         ]
-        table(("CHECK", "", "VALUE", "LIMIT"), rows)
+        table((*(["FILE"] if several else []), "CHECK", "", "VALUE", "LIMIT"), rows)
     return 0 if report["ok"] else 1
 
 

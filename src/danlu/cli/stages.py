@@ -273,7 +273,7 @@ def _planned(
     steps = plan(name, recipe, start, run_name)
     if not resume:  # a used name is found now and not after hours
         for step in steps:
-            _refuse_used(step)
+            refuse_used(step)
     elif name != "run":
         Run.open(runs_root() / steps[0].run)
     return recipe, steps, as_written(recipe_name, overrides)
@@ -312,7 +312,8 @@ def delivered(run: Run) -> Path:
     return run.artifact if run.artifact.exists() else run.path
 
 
-def _refuse_used(step: Step) -> None:
+def refuse_used(step: Step) -> None:
+    """DanluError where the step's run cannot be made because something lies there."""
     path = runs_root() / step.run
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise DanluError(
@@ -348,17 +349,21 @@ def _compare_evals(base: Run, tuned: Run) -> dict[str, Any]:
     return comparison
 
 
-def merge_run(name: str, out: Path | None) -> Path:
-    """Merge a trained run's adapter into its base; the directory that was written."""
-    from danlu.export.merge import merge
-    from danlu.models.locate import base_of
+def merge_run(
+    name: str, out: Path | None, *, dtype: Any = None, base: str | None = None, check: bool = True
+) -> dict[str, Any]:
+    """Merge the adapter of a trained run, or of a folder, into its base; see export.merged.merged_model."""
+    from danlu.export.merged import merged_model
 
-    run = open_run(name)
-    if not (run.artifact / "adapter_config.json").is_file():
-        raise DanluError(f"{run.path} holds no adapter", "merge takes a finished sft or grpo run with method: lora")
-    target = out or run.path / "merged"
-    merge(base_of(run.artifact), run.artifact, target)
-    return target
+    run = find_run(name)
+    artifact = run.artifact if run else Path(name)
+    if run is None and not (artifact / "adapter_config.json").is_file():
+        run = open_run(name)
+    if run and run.state() != "done":
+        raise DanluError(f"{run.path} is {run.state()}, not done", "finish it first with --resume")
+    if not (artifact / "adapter_config.json").is_file():
+        raise DanluError(f"{artifact} holds no adapter", "merge takes a finished sft or grpo run with method: lora")
+    return merged_model(artifact, out or artifact.parent / "merged", dtype=dtype, base=base, check=check)
 
 
 def plot_runs(names: list[str]) -> list[str]:

@@ -24,6 +24,8 @@ class Lineage:
     runs: tuple[tuple[str, str, str], ...] = ()  # (stage, name, recipe digest), oldest first
     data: dict[str, str] = field(default_factory=dict)  # run -> hash of its training rows
     verdict: str = ""  # the sentence of the comparison with the base
+    recipe: str = ""  # of the last training, as written
+    licences: dict[str, str] = field(default_factory=dict)  # training source -> licence
 
 
 def card(
@@ -37,20 +39,23 @@ def card(
     language: Sequence[str] = ("zh", "en"),
     notice: str = "",
     commands: Sequence[str] = (),
+    library: str = "gguf",
+    remarks: Sequence[str] = (),
 ) -> str:
     """The model card in Markdown with the YAML header that model hubs read. `report` is the result of `verify`."""
     head = ["---", "language:", *(f"- {one}" for one in language), f"license: {licence or 'unknown'}"]
     if not lineage.base.startswith(("/", ".", "tiny")):
         head.append(f"base_model: {lineage.base.removeprefix('modelscope:')}")
-    parts = ["\n".join([*head, "library_name: gguf", "---"]), f"# {name}"]
+    parts = ["\n".join([*head, f"library_name: {library}", "---"]), f"# {name}"]
     if notice:
         parts.append(f"> **{notice}**")
     parts.append(f"## Origin\n\n{_origin(lineage, quant)}")
     parts.append(
         f"## What was measured\n\n{lineage.verdict or 'No comparison with the base was made in this lineage.'}"
     )
+    parts += remarks
     if report:
-        parts.append(_report(report))
+        parts.append(_report(report, library))
     parts.append(f"## Format\n\n{_FORMATS[think.style]} It ends its turn with {_listed(think.end_tokens)}.")
     if commands:
         parts.append("## Use\n\n```sh\n" + "\n".join(commands) + "\n```")
@@ -62,7 +67,10 @@ def card(
         + (" It must not be used to decide about anybody's health, law or money." if notice else "")
     )
     known = f"{licence}." if licence else "Not given: ask for the terms of the base model and of the training data."
-    parts.append(f"## Licence\n\n{known}")
+    data = [f"- training data `{source}`: {terms}" for source, terms in lineage.licences.items()]
+    parts.append("\n".join([f"## Licence\n\n{known}", *(["", *data] if data else [])]))
+    if lineage.recipe:
+        parts.append(f"## Recipe\n\n```yaml\n{lineage.recipe.strip()}\n```")
     return "\n\n".join(parts) + "\n"
 
 
@@ -75,9 +83,16 @@ def _origin(lineage: Lineage, quant: str) -> str:
     return "\n".join([*lines, f"- weights stored as `{quant}`"])
 
 
-def _report(report: dict[str, Any]) -> str:
-    rows = [f"| {c['name']} | {'ok' if c['ok'] else 'FAILED'} | {_short(c)} |" for c in report["checks"]]
+def _report(report: dict[str, Any], library: str) -> str:
+    several = len({check.get("file") for check in report["checks"]} - {None}) > 1
+    names = [f"{c['name']}, {c['file']}" if several and "file" in c else c["name"] for c in report["checks"]]
+    rows = [
+        f"| {name} | {'ok' if c['ok'] else 'FAILED'} | {_short(c)} |"
+        for name, c in zip(names, report["checks"], strict=True)
+    ]
     title = "The file against the model it was made from, through llama.cpp:"
+    if library != "gguf":
+        title = "The merged model against base and adapter:"
     return "\n".join([title, "", "| check | | value (limit) |", "|---|---|---|", *rows])
 
 

@@ -1,8 +1,9 @@
 """The export stage: merge if needed, write the GGUF, the Modelfile and the card, and check them before delivering.
 
-    artifact/model-QUANT.gguf   Modelfile   README.md   verify.json   danlu.json (what it was made from)
+    artifact/model-QUANT.gguf ...   Modelfile   README.md   verify.json   danlu.json (what it was made from)
 
-Nothing is delivered that failed its checks: the files then lie in `rejected/` and the run fails, naming the checks.
+Each type of `export.quant` is a file and is checked; the Modelfile points at the first. Nothing is delivered when a
+check failed: the files then lie in `rejected/` and the run fails, naming the checks.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from typing import Any
 
 from danlu import display, domains
 from danlu.errors import DanluError
-from danlu.export.card import Lineage, card
-from danlu.export.gguf import write_gguf
-from danlu.export.merge import check_merge, merge
+from danlu.export.card import card
+from danlu.export.files import known, write_files
+from danlu.export.lineage import lineage
+from danlu.export.lora import check_lora, write_lora
+from danlu.export.merge import merge
+from danlu.export.merge_check import check_merge, told
+from danlu.export.merged import recorded_base
 from danlu.export.ollama import commands, find_layout, modelfile
-from danlu.export.parity import failed, probe_prompts, probe_texts, verify
-from danlu.models.locate import base_dir, base_of
+from danlu.export.parity import probe_prompts, probe_texts, verify
+from danlu.models.locate import base_dir
 from danlu.models.tokenizer import load_tokenizer, renderer, think_format
 from danlu.recipe import Recipe
 from danlu.records import Message
-from danlu.run import Run, list_runs, read_json, write_json
+from danlu.run import Run, read_json, write_json
 
 PROMPTS = 8  # questions of the domain's world that greedy answers are compared on
 
@@ -31,59 +36,85 @@ PROMPTS = 8  # questions of the domain's world that greedy answers are compared 
 def export(recipe: Recipe, run: Run, source: Path | str, *, check: bool = True, licence: str = "") -> dict[str, Any]:
     """Export `source` into `run`: a run directory, an artifact (adapter or model), a model folder or a hub id.
 
-    Returns {"gguf", "quant", "bytes", "verified", "checks", "commands"}. With `check` False nothing is compared.
-    DanluError when the source cannot be exported or a check fails.
+    Returns {"gguf", "quant", "bytes", "files", "verified", "checks", "commands"}; the first three are of the first
+    file, `files` has them of each. With `check` False nothing is compared. DanluError when the source cannot be
+    exported or a check fails.
     """
     origin = _artifact(source)
     described = read_json(origin / "danlu.json") if (origin / "danlu.json").is_file() else {}
-    with display.task("export", 4) as progress:
-        model_dir, checks = _model(origin, run, check)
-        progress.advance()
-        notice = described.get("notice", "")
-        with run.delivering("exported") as staged:
-            gguf = write_gguf(
-                model_dir,
-                staged / f"model-{recipe.export.quant}.gguf",
-                recipe.export.quant,
-                name=recipe.name,
-                description=notice,
-            )
-            progress.advance()
-            _write_modelfile(recipe, model_dir, staged, gguf.name, notice, licence)
-            write_json(
-                staged / "danlu.json",
-                {
-                    "kind": "gguf",
-                    "gguf": gguf.name,
-                    "quant": recipe.export.quant,
-                    "source": os.path.relpath(model_dir.resolve(), (run.artifact).resolve()),
-                    "base": described.get("base") or {"id": str(source)},
-                    "think": think_format(model_dir, load_tokenizer(model_dir)).to_dict(),
-                    "notice": notice,
-                    "parents": described.get("parents", []),
-                },
-            )
-            report = None
-            if check:
-                texts, prompts = _probes(recipe)
-                report = verify(gguf, model_dir, quant=recipe.export.quant, texts=texts, prompts=prompts)
-                report = {"ok": report["ok"] and all(c["ok"] for c in checks), "checks": [*checks, *report["checks"]]}
-                write_json(staged / "verify.json", report)
-            progress.advance()
-            _write_card(recipe, model_dir, staged, source, described, report, licence)
-        _deliver(run, report)
-        progress.advance()
-    file = run.artifact / gguf.name
+    adapter = origin if recipe.export.to == "gguf-lora" else None
+    if adapter and not (adapter / "adapter_config.json").is_file():
+        raise DanluError(f"{origin} holds no adapter", "export.to: gguf-lora takes a run with method: lora")
+    model_dir, checks = (_bare_base(origin, described), []) if adapter else _model(origin, run, check)
+    if check and not known(model_dir):
+        display.warn("llama.cpp's own converter writes this architecture: the files are not compared with their source")
+        check = False
+    notice = described.get("notice", "")
+    with run.delivering("exported") as staged:
+        settings = recipe.export
+        files = write_files(
+            model_dir,
+            staged,
+            settings.quant,
+            name=recipe.name,
+            description=notice,
+            llama_cpp=Path(settings.llama_cpp).expanduser() if settings.llama_cpp else None,
+            imatrix=Path(settings.imatrix).expanduser() if settings.imatrix else None,
+        )
+        lora = write_lora(adapter, model_dir, staged / "adapter.gguf", name=recipe.name) if adapter else None
+        _write_modelfile(recipe, model_dir, staged, files[0]["gguf"], notice, licence)
+        write_json(
+            staged / "danlu.json",
+            {
+                "kind": "gguf",
+                **{key: files[0][key] for key in ("gguf", "quant")},
+                "files": files,
+                **({"adapter": lora.name} if lora else {}),
+                "source": os.path.relpath(model_dir.resolve(), (run.artifact).resolve()),
+                "base": described.get("base") or {"id": str(source)},
+                "think": think_format(model_dir, load_tokenizer(model_dir)).to_dict(),
+                "notice": notice,
+                "parents": described.get("parents", []),
+            },
+        )
+        report = _checked(recipe, model_dir, staged, files, checks, adapter) if check else None
+        _write_card(recipe, model_dir, staged, source, described, report, licence)
+    _deliver(run, report)
     for line in (typed := commands(recipe.name, str(run.artifact))):
         display.say(f"  {line}")
     return {
-        "gguf": str(file),
-        "quant": recipe.export.quant,
-        "bytes": file.stat().st_size,
+        **files[0],
+        "gguf": str(run.artifact / files[0]["gguf"]),
+        "files": [{**file, "gguf": str(run.artifact / file["gguf"])} for file in files],
         "verified": bool(report and report["ok"]),
         "checks": report["checks"] if report else [],
         "commands": typed,
     }
+
+
+def _checked(
+    recipe: Recipe,
+    model_dir: Path,
+    staged: Path,
+    files: list[dict[str, Any]],
+    checks: list[dict[str, Any]],
+    adapter: Path | None,
+) -> dict[str, Any]:
+    """The report of `verify` over all files, also written to verify.json; a check of a file names it in `file`."""
+    texts, prompts = _probes(recipe)
+    for file in files:
+        found = verify(staged / file["gguf"], model_dir, quant=file["quant"], texts=texts, prompts=prompts)
+        checks = [*checks, *({**one, "file": file["gguf"]} for one in found["checks"])]
+        if adapter:
+            tokenizer = load_tokenizer(model_dir)
+            rendered = [renderer(tokenizer)(list(chat), add_generation_prompt=True) for chat in prompts]
+            ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in rendered]
+            path = staged / file["gguf"]
+            one = check_lora(path, staged / "adapter.gguf", model_dir, adapter, file["quant"], ids)
+            checks.append({**one, "file": file["gguf"]})
+    report = {"ok": all(one["ok"] for one in checks), "checks": checks}
+    write_json(staged / "verify.json", report)
+    return report
 
 
 def _artifact(source: Path | str) -> Path:
@@ -91,6 +122,8 @@ def _artifact(source: Path | str) -> Path:
     path = Path(source)
     if (path / "run.json").is_file():
         path = path / "artifact"
+        if not path.is_dir():
+            raise DanluError(f"{source} has no artifact", "finish that run first (--resume)")
     if path.is_dir():
         if not any((path / name).is_file() for name in ("adapter_config.json", "config.json")):
             raise DanluError(f"{path} holds neither an adapter nor a model", "export a finished sft or grpo run")
@@ -102,11 +135,28 @@ def _model(origin: Path, run: Run, check: bool) -> tuple[Path, list[dict[str, An
     """(transformers folder, checks of the merge) of an adapter or a model."""
     if not (origin / "adapter_config.json").is_file():
         return origin, []
-    base, merged = base_of(origin), run.path / "merged"
+    described = read_json(origin / "danlu.json") if (origin / "danlu.json").is_file() else {}
+    base, merged = recorded_base(origin, described), run.path / "merged"
     shutil.rmtree(merged, ignore_errors=True)
     report = merge(base, origin, merged)
     display.say(f"merged {report.merged} of {report.tensors} tensors into {merged}")
-    return merged, [check_merge(base, origin, merged)] if check else []
+    if not check:
+        return merged, []
+    found = check_merge(base, origin, merged)
+    for line in told(found):
+        display.say(line)
+    return merged, [found]
+
+
+def _bare_base(adapter: Path, described: dict[str, Any]) -> Path:
+    """The base of an adapter that goes out beside it; DanluError where prompts would not be those of training."""
+    base = recorded_base(adapter, described)
+    trained = load_tokenizer(adapter) if (adapter / "tokenizer.json").is_file() else None
+    if trained and trained.chat_template != load_tokenizer(base).chat_template:
+        raise DanluError(
+            "the adapter was trained with another chat template than its base's", "export the merged model: --to gguf"
+        )
+    return base
 
 
 def _probes(recipe: Recipe) -> tuple[list[str], list[list[Message]]]:
@@ -136,6 +186,8 @@ def _write_modelfile(recipe: Recipe, model_dir: Path, staged: Path, gguf: str, n
     if settings.system is None and recipe.data.system:  # the model was trained with it
         settings = settings.model_copy(update={"system": recipe.data.system})
     text = modelfile(gguf, think_format(model_dir, tokenizer), layout, settings, notice=notice, licence=licence)
+    if recipe.export.to == "gguf-lora":
+        text = text.replace(f"FROM ./{gguf}\n", f"FROM ./{gguf}\nADAPTER ./adapter.gguf\n", 1)
     (staged / "Modelfile").write_text(text, encoding="utf-8")
 
 
@@ -153,7 +205,7 @@ def _write_card(
         recipe.name,
         lineage(Path(source), base),
         think_format(model_dir, load_tokenizer(model_dir)),
-        quant=recipe.export.quant,
+        quant="`, `".join(recipe.export.quant),
         report=report,
         licence=licence,
         notice=described.get("notice", ""),
@@ -162,41 +214,11 @@ def _write_card(
     (staged / "README.md").write_text(text, encoding="utf-8")
 
 
-def lineage(source: Path, base: dict[str, Any]) -> Lineage:
-    """What the runs behind `source` (a run directory or its artifact) say about its origin."""
-    path = source if (source / "run.json").is_file() else source.parent
-    runs: list[Run] = []
-    waiting = [path]
-    while waiting:
-        at = waiting.pop(0)
-        if not (at / "run.json").is_file() or any(at.resolve() == run.path.resolve() for run in runs):
-            continue
-        runs.insert(0, Run(at))
-        waiting += [Path(p) if Path(p).is_absolute() else at.parent / p for p in Run(at).info().get("parents", [])]
-    facts = [(run, run.info()) for run in runs]
-    data = {run.name: str(info["results"]["data_hash"]) for run, info in facts if info["results"].get("data_hash")}
-    return Lineage(
-        base=str(base.get("id") or "unknown"),
-        revision=base.get("revision"),
-        runs=tuple((info["stage"], run.name, info["config_digest"]) for run, info in facts),
-        data=data,
-        verdict=_verdict(runs),
-    )
-
-
-def _verdict(runs: list[Run]) -> str:
-    """The sentence of the latest comparison of a run of this lineage with its base."""
-    names = {name for run in runs for name in (run.name, str(run.path.resolve()))}
-    for run in reversed(list_runs(runs[-1].path.parent) if runs else []):
-        compared = run.path / "compare.json"
-        if compared.is_file() and names & set(run.info().get("parents", [])):
-            return str(read_json(compared).get("sentence", ""))
-    return ""
-
-
 def _deliver(run: Run, report: dict[str, Any] | None) -> None:
     """Rename the finished files to `artifact`, or to `rejected` when a check failed."""
-    wrong = failed(report) if report else []
+    several = len({one.get("file") for one in report["checks"]} - {None}) > 1 if report else False
+    bad = [one for one in report["checks"] if not one["ok"]] if report else []
+    wrong = [f"{one['name']} of {one['file']}" if several and "file" in one else one["name"] for one in bad]
     target = run.path / "rejected" if wrong else run.artifact
     shutil.rmtree(target, ignore_errors=True)
     os.replace(run.path / "exported", target)

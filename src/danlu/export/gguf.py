@@ -15,7 +15,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,12 @@ from typing import Any
 import gguf
 import numpy as np
 
+from danlu import display
 from danlu.errors import DanluError
-from danlu.export.quantize import STORAGE, Quant, encode, storage, stored_bytes
+from danlu.export.mixture import Network
+from danlu.export.quantize import STORAGE, encode, storage, stored_bytes
 from danlu.models.tokenizer import end_token_ids, load_tokenizer, think_format, token_ids
+from danlu.recipe import Quant
 from danlu.run import read_json
 
 ARCHITECTURES = {
@@ -64,7 +67,7 @@ def write_gguf(
     hold, and when the disk is too small; then nothing is left behind.
     """
     config = read_json(model_dir / "config.json")
-    arch = _architecture(config)
+    arch = architecture(config)
     tokenizer = load_tokenizer(model_dir)
     plan = list(_plan(model_dir, config, arch, quant))
     factors = _llama3_factors(config)
@@ -87,7 +90,8 @@ def write_gguf(
         _add_shape(writer, config, arch)
         rows = next(item.shape[0] for item in plan if item.name == "token_embd.weight")
         _add_tokenizer(writer, model_dir, tokenizer, rows)
-        _write_tensors(writer, plan, factors, config, arch)
+        with display.task(f"{out_file.name}, MB", needed / 1e6) as progress:
+            _write_tensors(writer, plan, factors, config, arch, progress.advance)
         writer.close()
         os.replace(staged, out_file)
     finally:
@@ -99,10 +103,14 @@ def write_gguf(
 # ---- shape of the network
 
 
-def _architecture(config: dict[str, Any]) -> gguf.MODEL_ARCH:
+def architecture(config: dict[str, Any]) -> gguf.MODEL_ARCH:
+    """llama.cpp's name of a network; DanluError for one that is not written here."""
     named = (config.get("architectures") or ["nothing"])[0]
     if named not in ARCHITECTURES:
-        raise DanluError(f"cannot export {named} to GGUF", f"known architectures: {', '.join(ARCHITECTURES)}")
+        raise DanluError(
+            f"cannot export {named} to GGUF",
+            f"known: {', '.join(ARCHITECTURES)}; others through llama.cpp's converter: --llama-cpp DIR",
+        )
     if config.get("use_sliding_window"):
         raise DanluError("the model uses sliding-window attention, which llama.cpp ignores for it", "export without")
     if config.get("hidden_act", "silu") != "silu":
@@ -172,15 +180,32 @@ def _llama3_factors(config: dict[str, Any]) -> np.ndarray[Any, Any] | None:
 # ---- tensors
 
 
-def _plan(model_dir: Path, config: dict[str, Any], arch: gguf.MODEL_ARCH, quant: Quant) -> Iterator[_Tensor]:
-    from safetensors import safe_open
+def planned(model_dir: Path, quant: Quant) -> list[tuple[str, tuple[int, ...], gguf.GGMLQuantizationType, int]]:
+    """(name, shape, type, bytes) of each tensor of a file of `quant`; DanluError for what cannot be written."""
+    config = read_json(model_dir / "config.json")
+    tensors = _plan(model_dir, config, architecture(config), quant)
+    return [(one.name, one.shape, one.kind, stored_bytes(one.shape, one.kind)) for one in tensors]
 
+
+def _opened(file: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, "np")
+    except SafetensorError as error:
+        raise DanluError(f"{file} cannot be read: {error}", "the file is half-written or damaged") from None
+
+
+def _plan(model_dir: Path, config: dict[str, Any], arch: gguf.MODEL_ARCH, quant: Quant) -> Iterator[_Tensor]:
     files = weight_files(model_dir)
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
     tied = bool(config.get("tie_word_embeddings"))
+    heads = config["num_attention_heads"]
+    group = heads // (config.get("num_key_value_heads") or heads)
+    network = Network(config["num_hidden_layers"], group, tied)
     seen: set[str] = set()
     for file in files:
-        with safe_open(file, "np") as tensors:
+        with _opened(file) as tensors:
             for source in tensors.keys():  # noqa: SIM118  (safe_open is not iterable)
                 if source.endswith("rotary_emb.inv_freq") or (tied and source == "lm_head.weight"):
                     continue
@@ -192,7 +217,7 @@ def _plan(model_dir: Path, config: dict[str, Any], arch: gguf.MODEL_ARCH, quant:
                     )
                 seen.add(name)
                 shape = tuple(tensors.get_slice(source).get_shape())
-                yield _Tensor(file, source, name, shape, storage(name, shape, quant))
+                yield _Tensor(file, source, name, shape, storage(name, shape, quant, network))
     for name in ("token_embd.weight", "output_norm.weight", *(() if tied else ("output.weight",))):
         if name not in seen:  # llama.cpp would quietly use the embedding as the head
             raise DanluError(f"{model_dir} has no tensor for {name}", "the folder is incomplete")
@@ -217,6 +242,7 @@ def _write_tensors(
     factors: np.ndarray[Any, Any] | None,
     config: dict[str, Any],
     arch: gguf.MODEL_ARCH,
+    advance: Callable[[float], None],
 ) -> None:
     from safetensors import safe_open
 
@@ -231,17 +257,18 @@ def _write_tensors(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for item in plan:
+        advance(stored_bytes(item.shape, item.kind) / 1e6)
         with safe_open(item.file, "pt") as tensors:  # numpy has no bf16
             values = tensors.get_tensor(item.source).float().numpy()
         if arch == gguf.MODEL_ARCH.LLAMA and (part := re.search(r"self_attn\.([qk])_proj\.", item.source)):
             heads = config["num_attention_heads"]
-            values = _interleave(values, heads if part[1] == "q" else config.get("num_key_value_heads") or heads)
+            values = interleave(values, heads if part[1] == "q" else config.get("num_key_value_heads") or heads)
         writer.write_tensor_data(encode(item.source, values, item.kind))
     if factors is not None:
         writer.write_tensor_data(factors)
 
 
-def _interleave(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+def interleave(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """Rows of a rotary projection from transformers' order (two halves) to llama.cpp's `llama` order (pairs)."""
     half = values.shape[0] // heads // 2
     return values.reshape(heads, 2, half, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)

@@ -1,30 +1,36 @@
-"""Merge a LoRA adapter into its base model, shard by shard, and check the result against peft.
+"""Merge a LoRA adapter into its base model, some rows of one tensor in memory at a time.
 
-Method: every base tensor is read, W + scale * B @ A is computed in fp32 and cast back, and the shard is written; only
-one shard is in memory. scale = alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023), with peft's rank and
-alpha patterns. DoRA (Liu et al. 2024) scales the rows of the sum to the learned magnitudes. `modules_to_save` tensors
-replace the base's. Departure from `merge_and_unload`: no model is built, so a 7B merge fits a small machine; and tied
-embeddings that the adapter changed on one side only are untied instead of being changed on both.
-Not covered, and refused: trained LoRA biases, replicated layers, other peft methods, DoRA on embeddings.
+Method: the shards are planned from the headers of the base's; then rows of a tensor are read, W + scale * B @ A is
+computed for them in fp32, cast back and written. scale = alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski
+2023), with peft's rank and alpha patterns. DoRA (Liu et al. 2024) scales the rows of the sum to the learned
+magnitudes. `modules_to_save` tensors replace the base's. Departures from `merge_and_unload`: no model is built, so
+the memory needed does not grow with the model or its shards; tied embeddings that the adapter changed on one side
+only are untied instead of being changed on both.
+An adapter that was trained on a 4-bit base is merged onto the weights which that was made of: what it learned to make
+up for the rounding stays in it although the rounding is gone (`merge_check` measures how much that changes).
+Not covered, and refused: trained LoRA biases, replicated layers, other peft methods, DoRA on embeddings, a base that
+is stored in 4 or 8 bits.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
+from safetensors import SafetensorError
 
+from danlu import display
 from danlu.errors import DanluError
 from danlu.export.gguf import weight_files
-from danlu.models.tokenizer import end_token_ids, load_tokenizer, renderer, token_ids
-from danlu.records import Message
+from danlu.models.tokenizer import end_token_ids, load_tokenizer, token_ids
 from danlu.run import read_json, write_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,8 +44,11 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-# mean KL in nats of merged against base + adapter; the rounding of the merged weights is all that may differ
-MERGE_KL = {"fp32": 1e-6, "bf16": 1e-2, "fp16": 1e-3}  # measured: 2e-9, 3e-5, 5e-7
+# types of safetensors that hold weights; a quantized base has others
+STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+STORED_AS = {dtype: name for name, dtype in STORED.items()}
+SIZES = {name: dtype.itemsize for name, dtype in STORED.items()}
+BLOCK = 1 << 23  # weights that are merged at a time: 32 MB in fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,7 @@ class MergeReport:
     replaced: tuple[str, ...]
     untied: bool
     dtype: str
+    trained_on: str = "none"  # how the base was quantized while the adapter was trained
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,7 +71,7 @@ class MergeReport:
 
 
 @dataclass(slots=True)
-class _Adapter:
+class Adapter:
     """An adapter file opened lazily: parameter name in the base -> what happens to it."""
 
     config: dict[str, Any]
@@ -69,10 +79,24 @@ class _Adapter:
     embedding: dict[str, dict[str, str]]
     replaced: dict[str, str]
     base: dict[str, str]  # base tensors that peft stored with the adapter (embeddings under a LoRA)
-    read: Callable[[str], torch.Tensor]
+    file: Path
+
+    def read(self, key: str, rows: slice = slice(None)) -> torch.Tensor:
+        """Rows of a tensor; the file is opened for it alone, or what was read once would stay mapped."""
+        from safetensors import safe_open
+
+        with safe_open(self.file, "pt") as handle:
+            return handle.get_slice(key)[rows]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        from safetensors import safe_open
+
+        with safe_open(self.file, "pt") as handle:
+            return tuple(handle.get_slice(key).get_shape())
 
 
-def _open_adapter(adapter_dir: Path) -> _Adapter:
+def open_adapter(adapter_dir: Path) -> Adapter:
+    """What an adapter does to which tensor of its base; DanluError for what cannot be merged or read."""
     from safetensors import safe_open
 
     config = read_json(adapter_dir / "adapter_config.json")
@@ -80,9 +104,13 @@ def _open_adapter(adapter_dir: Path) -> _Adapter:
     file = adapter_dir / "adapter_model.safetensors"
     if not file.is_file():
         raise DanluError(f"{file} does not exist", "only safetensors adapters are read")
-    adapter = _Adapter(config, {}, {}, {}, {}, lambda key: handle.get_tensor(key))
-    handle = safe_open(file, "pt")
-    for key in handle.keys():  # noqa: SIM118  (safe_open is not iterable)
+    adapter = Adapter(config, {}, {}, {}, {}, file)
+    try:
+        with safe_open(file, "pt") as handle:
+            keys = list(handle.keys())
+    except SafetensorError as error:
+        raise DanluError(f"{file} cannot be read: {error}", "the file is half-written or damaged") from None
+    for key in keys:
         name = key.removeprefix("base_model.model.")
         part = re.fullmatch(r"(.+)\.lora_(A|B|magnitude_vector)(?:\.weight)?", name)
         row = re.fullmatch(r"(.+)\.lora_embedding_(A|B)", name)
@@ -120,26 +148,56 @@ def scale(config: dict[str, Any], module: str, rank: int) -> float:
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
-def _merged(name: str, weight: torch.Tensor, adapter: _Adapter) -> torch.Tensor | None:
-    """The tensor `name` (rows, columns) with the adapter in it, in fp32; None when the adapter leaves it alone."""
+def _check_fit(name: str, shape: tuple[int, ...], adapter: Adapter, base: Path) -> None:
+    """DanluError when what the adapter holds for the base's tensor `name` cannot be put into it."""
+    for held in (adapter.replaced, adapter.base):
+        if name in held and (found := adapter.shape(held[name])) != shape:
+            raise DanluError(
+                f"{name} is {found} with the adapter, {shape} in {_named(adapter, base)}",
+                "is this the right base? resized vocabularies are not merged",
+            )
+    for table in (adapter.low_rank, adapter.embedding):
+        if not (keys := table.get(name)):
+            continue
+        if not {"A", "B"} <= keys.keys():
+            raise DanluError(f"the adapter holds half of the update of {name}", "the file is incomplete")
+        a, b = adapter.shape(keys["A"]), adapter.shape(keys["B"])
+        found = (b[0], a[1]) if table is adapter.low_rank else (a[1], b[0])
+        if found != shape:
+            raise DanluError(
+                f"the adapter's update of {name} is for {found}, it is {shape} in {_named(adapter, base)}",
+                "is this the right base?",
+            )
+
+
+def _named(adapter: Adapter, base: Path) -> str:
+    """The base that was found, and the one the adapter says it was trained on where that is another."""
+    trained_on = adapter.config.get("base_model_name_or_path") or ""
+    return f"{base} (the adapter was trained on {trained_on})" if trained_on not in ("", str(base)) else str(base)
+
+
+def _change(name: str, adapter: Adapter) -> Callable[[torch.Tensor, slice], torch.Tensor] | None:
+    """What makes of rows of the base's `name` those of the merged one, in fp32; None where the adapter has nothing."""
     module = name.removesuffix(".weight")
     if name in adapter.replaced:
-        return adapter.read(adapter.replaced[name]).float()
+        return lambda _, rows: adapter.read(adapter.replaced[name], rows).float()
     if keys := adapter.embedding.get(name):
         a, b = adapter.read(keys["A"]).float(), adapter.read(keys["B"]).float()
-        return weight.float() + scale(adapter.config, module, a.shape[0]) * (b @ a).T
-    if keys := adapter.low_rank.get(name):
-        if not {"A", "B"} <= keys.keys():
-            raise DanluError(f"the adapter holds half of the update of {module}", "the file is incomplete")
-        a, b = adapter.read(keys["A"]).float(), adapter.read(keys["B"]).float()
-        if (b.shape[0], a.shape[1]) != tuple(weight.shape):
-            raise DanluError(f"the adapter's update of {module} does not fit its base", "is this the right base?")
-        merged = weight.float() + scale(adapter.config, module, a.shape[0]) * (b @ a)
-        if "magnitude" in keys:
-            magnitude = adapter.read(keys["magnitude"]).float().reshape(-1, 1)
-            merged *= magnitude / merged.norm(dim=1, keepdim=True)
+        left, right, magnitude = a.T, b.T, None
+    elif keys := adapter.low_rank.get(name):
+        right, left = adapter.read(keys["A"]).float(), adapter.read(keys["B"]).float()
+        magnitude = adapter.read(keys["magnitude"]).float().reshape(-1, 1) if "magnitude" in keys else None
+    else:
+        return None
+    weight = scale(adapter.config, module, right.shape[0])
+
+    def changed(base: torch.Tensor, rows: slice) -> torch.Tensor:
+        merged = base.float() + weight * (left[rows] @ right)
+        if magnitude is not None:
+            merged *= magnitude[rows] / merged.norm(dim=1, keepdim=True)
         return merged
-    return None
+
+    return changed
 
 
 # ---- merging
@@ -155,9 +213,10 @@ def merge(
     """
     if out_dir.exists() and any(out_dir.iterdir()):
         raise DanluError(f"{out_dir} is not empty", "choose another directory")
-    adapter = _open_adapter(adapter_dir)
-    files = weight_files(base_dir)
-    size = sum(file.stat().st_size for file in files) * (2 if dtype == "fp32" else 1)
+    adapter = open_adapter(adapter_dir)
+    plan, untied = _plan(base_dir, weight_files(base_dir), adapter, DTYPES[dtype] if dtype else None)
+    items = [item for shard in plan.values() for item in shard]
+    size = sum(item.size for item in items)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     if size + (64 << 20) > (free := shutil.disk_usage(out_dir.parent).free):
         raise DanluError(f"merging needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", "free some space")
@@ -165,8 +224,20 @@ def merge(
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     try:
-        report = _write_weights(base_dir, files, adapter, staged, out_dir, DTYPES[dtype] if dtype else None)
-        _write_rest(base_dir, adapter_dir, staged, report)
+        report = MergeReport(
+            str(out_dir),
+            len(items),
+            _write_weights(plan, adapter, staged),
+            tuple(sorted(adapter.replaced)),
+            untied,
+            "+".join(sorted({str(STORED[item.dtype]).removeprefix("torch.") for item in items})),
+            quantization(adapter_dir),
+        )
+        if len(plan) > 1:
+            index = {item.name: file.name for file, shard in plan.items() for item in shard}
+            write_json(staged / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": index})
+        rows = next((item.shape[0] for item in items if item.name == EMBEDDING), None)
+        _write_rest(base_dir, adapter_dir, staged, report, rows)
         if out_dir.exists():
             out_dir.rmdir()
         os.replace(staged, out_dir)
@@ -175,58 +246,105 @@ def merge(
     return report
 
 
-def _write_weights(
-    base: Path, files: list[Path], adapter: _Adapter, staged: Path, out: Path, dtype: torch.dtype | None
-) -> MergeReport:
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """One tensor of a merged shard: its name, the base's tensor it is made of, its shape and type as stored."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors writes it
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * SIZES[self.dtype]
+
+
+def _plan(
+    base: Path, files: list[Path], adapter: Adapter, dtype: torch.dtype | None
+) -> tuple[dict[Path, list[_Planned]], bool]:
+    """(tensors of each shard, whether tied embeddings part); DanluError for what does not fit."""
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     tied = bool(read_json(base / "config.json").get("tie_word_embeddings"))
     untie = tied and _changes_one_side(adapter)
     waiting = {*adapter.low_rank, *adapter.embedding, *adapter.replaced}
     if tied and not untie:
         waiting.discard(HEAD)
-    index: dict[str, str] = {}
-    merged, total, kept = 0, 0, set()
-
-    def finished(name: str, weight: torch.Tensor) -> torch.Tensor:
-        nonlocal merged
-        changed = _merged(name, weight, adapter)
-        merged += changed is not None and name not in adapter.replaced
-        result = (weight if changed is None else changed).to(dtype or weight.dtype)
-        kept.add(str(result.dtype).removeprefix("torch."))
-        return _same_shape(name, result, weight).contiguous()
-
+    plan: dict[Path, list[_Planned]] = {}
     for file in files:
-        shard = {}
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                if tied and name == HEAD:  # rebuilt from the embedding, or dropped
-                    continue
-                weight = tensors.get_tensor(name)
-                if name in adapter.base:
-                    weight = _same_shape(name, adapter.read(adapter.base[name]).to(weight.dtype), weight)
-                shard[name] = finished(name, weight)
-                if untie and name == EMBEDDING:
-                    shard[HEAD] = finished(HEAD, weight)
-        index |= dict.fromkeys(shard, file.name)
-        total += sum(value.numel() * value.element_size() for value in shard.values())
-        save_file(shard, staged / file.name, metadata={"format": "pt"})
-    if missing := sorted(waiting - index.keys()):
-        raise DanluError(f"the adapter changes {missing[0]}, which the base does not have", "is this the right base?")
-    if len(files) > 1:
-        write_json(staged / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
-    return MergeReport(str(out), len(index), merged, tuple(sorted(adapter.replaced)), untie, "+".join(sorted(kept)))
+        plan[file] = []
+        try:
+            with safe_open(file, "pt") as tensors:
+                found = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+                heads = {name: (part.get_shape(), part.get_dtype()) for name, part in found.items()}
+        except SafetensorError as error:
+            hint = "the download is incomplete, or the file damaged"
+            raise DanluError(f"{file} cannot be read: {error}", hint) from None
+        for source, (shape, kind) in heads.items():
+            if tied and source == HEAD:  # rebuilt from the embedding, or dropped
+                continue
+            if kind not in STORED:
+                hint = "merge onto the weights it was quantized from: danlu merge RUN --base DIR"
+                raise DanluError(f"{file.name} stores {source} as {kind}: the base is quantized", hint)
+            for name in (source, *([HEAD] if untie and source == EMBEDDING else [])):
+                _check_fit(name, tuple(shape), adapter, base)
+                plan[file].append(_Planned(name, source, tuple(shape), STORED_AS[dtype] if dtype else kind))
+    known = {item.name for items in plan.values() for item in items}
+    if missing := sorted(waiting - known):
+        raise DanluError(
+            f"the adapter changes {missing[0]}, which the base {_named(adapter, base)} does not have",
+            "is this the right base?",
+        )
+    return plan, untie
 
 
-def _same_shape(name: str, tensor: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    if tensor.shape != base.shape:
-        shapes = f"{tuple(tensor.shape)} with the adapter, {tuple(base.shape)} in the base"
-        raise DanluError(f"{name} is {shapes}", "is this the right base? resized vocabularies are not merged")
-    return tensor
+def _write_weights(plan: dict[Path, list[_Planned]], adapter: Adapter, staged: Path) -> int:
+    """Write every shard; the number of tensors that took a low-rank update."""
+    merged = 0
+    with display.task("merge, MB", sum(item.size for items in plan.values() for item in items) / 1e6) as progress:
+        for file, items in plan.items():
+            with (staged / file.name).open("wb") as out:
+                _write_header(out, items)
+                for item in items:
+                    merged += item.name in adapter.low_rank or item.name in adapter.embedding
+                    for rows in _rows_of(file, item, adapter):
+                        values = rows.to(STORED[item.dtype]).contiguous()
+                        out.write(values.flatten().view(torch.uint8).numpy().data)
+                        progress.advance(values.numel() * values.element_size() / 1e6)
+                out.flush()
+                os.fsync(out.fileno())
+    return merged
 
 
-def _changes_one_side(adapter: _Adapter) -> bool:
+def _rows_of(file: Path, item: _Planned, adapter: Adapter) -> Iterator[torch.Tensor]:
+    """The merged tensor, some rows at a time."""
+    from safetensors import safe_open
+
+    change, base = _change(item.name, adapter), adapter.base.get(item.source)
+    step = max(1, BLOCK // max(1, math.prod(item.shape[1:])))
+    with safe_open(file, "pt") as tensors:
+        source = tensors.get_slice(item.source)
+        kind = STORED[source.get_dtype()]
+        for start in range(0, item.shape[0], step):
+            rows = slice(start, min(start + step, item.shape[0]))
+            weight = source[rows] if base is None else adapter.read(base, rows).to(kind)
+            yield weight if change is None else change(weight, rows)
+
+
+def _write_header(out: BinaryIO, items: list[_Planned]) -> None:
+    """The head of a safetensors file: its length, then names, types, shapes and places as JSON, in steps of 8 bytes."""
+    head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for item in items:
+        head[item.name] = {"dtype": item.dtype, "shape": item.shape, "data_offsets": [at, at + item.size]}
+        at += item.size
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    out.write(len(text).to_bytes(8, "little") + text)
+
+
+def _changes_one_side(adapter: Adapter) -> bool:
     """Whether embedding and head differ after the merge although the base ties them."""
     touched = {*adapter.low_rank, *adapter.embedding, *adapter.replaced}
     if EMBEDDING in adapter.replaced and HEAD in adapter.replaced:
@@ -236,7 +354,7 @@ def _changes_one_side(adapter: _Adapter) -> bool:
     return bool({EMBEDDING, HEAD} & touched)
 
 
-def _write_rest(base: Path, adapter_dir: Path, staged: Path, report: MergeReport) -> None:
+def _write_rest(base: Path, adapter_dir: Path, staged: Path, report: MergeReport, rows: int | None) -> None:
     """Config, generation config, tokenizer and danlu.json; the adapter's own copies win over the base's."""
     config = read_json(base / "config.json")
     if report.untied:
@@ -256,6 +374,7 @@ def _write_rest(base: Path, adapter_dir: Path, staged: Path, report: MergeReport
     settings = read_json(generation) if generation else {}
     described = read_json(adapter_dir / "danlu.json") if (adapter_dir / "danlu.json").is_file() else {}
     if (staged / "tokenizer.json").is_file():
+        _check_vocabulary(staged, rows)
         settings["eos_token_id"] = _end_ids(staged, base, described)
     write_json(staged / "generation_config.json", settings)
     if described:
@@ -263,56 +382,24 @@ def _write_rest(base: Path, adapter_dir: Path, staged: Path, report: MergeReport
         write_json(staged / "danlu.json", {**described, "kind": "model"})
 
 
+def _check_vocabulary(folder: Path, rows: int | None) -> None:
+    """DanluError when the tokenizer has ids that the embedding of `rows` rows does not."""
+    largest = max(load_tokenizer(folder).get_vocab().values(), default=0)
+    if rows is not None and largest >= rows:
+        raise DanluError(
+            f"the tokenizer has ids up to {largest}, the embedding has {rows} rows",
+            "tokenizer and base do not belong together: was the vocabulary resized in training?",
+        )
+
+
+def quantization(adapter_dir: Path) -> str:
+    """How the base was quantized in training, by what the artifact says of it."""
+    told = read_json(adapter_dir / "danlu.json") if (adapter_dir / "danlu.json").is_file() else {}
+    return str(told.get("base", {}).get("quantization") or "none")
+
+
 def _end_ids(staged: Path, base: Path, described: dict[str, Any]) -> list[int]:
     """Ids of the end tokens that training used, then those of the base."""
     tokenizer = load_tokenizer(staged)
     trained = token_ids(tokenizer, described.get("think", {}).get("end_tokens", ()))
     return list(dict.fromkeys([*trained, *end_token_ids(base, tokenizer)]))
-
-
-# ---- checking
-
-
-def check_merge(
-    base_dir: Path, adapter_dir: Path, merged_dir: Path, prompts: Sequence[Sequence[Message]] | None = None
-) -> dict[str, Any]:
-    """Compare next-token distributions of `merged_dir` with peft's base + adapter, both in fp32, on whole prompts.
-
-    Returns one check {"name", "ok", "value", "limit", "max_logit_difference"}; value is the mean KL in nats.
-    """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-    tokenizer = load_tokenizer(merged_dir)
-    chats = prompts or [[{"role": "user", "content": text}] for text in ("你好，请介绍一下自己。", "What is 12 + 30?")]
-    if tokenizer.chat_template:
-        texts = [renderer(tokenizer)(list(chat), add_generation_prompt=True) for chat in chats]
-    else:
-        texts = [chat[-1]["content"] for chat in chats]
-    rows = [torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]]) for text in texts]
-
-    def logits(model: Any) -> list[torch.Tensor]:
-        with torch.inference_mode():
-            return [model.eval()(row).logits[0].float() for row in rows]
-
-    load: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
-    merged = logits(AutoModelForCausalLM.from_pretrained(str(merged_dir), **load))
-    base = AutoModelForCausalLM.from_pretrained(str(base_dir), **load)
-    expected = logits(PeftModel.from_pretrained(base, str(adapter_dir)))
-    divergence = [
-        torch.nn.functional.kl_div(m.log_softmax(-1), e.log_softmax(-1), log_target=True, reduction="none").sum(-1)
-        for m, e in zip(merged, expected, strict=True)
-    ]
-    value = float(torch.cat(divergence).mean())
-    stored = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    limit = MERGE_KL[stored.get(str(read_json(merged_dir / "config.json").get("dtype")), "bf16")]
-    return {
-        "name": "merge",
-        "ok": value <= limit,
-        "value": max(value, 0.0),
-        "limit": limit,
-        "max_logit_difference": max(float((m - e).abs().max()) for m, e in zip(merged, expected, strict=True)),
-    }

@@ -49,7 +49,8 @@ class GgufGenerator:
     """Answers chats from a GGUF file; also the raw endpoints that the parity check needs.
 
     `context` is the length of one slot in tokens. `exact` keeps the KV cache in fp32 without flash attention, for
-    comparisons. `think` None: found by rendering probes through the GGUF's template.
+    comparisons. `lora`: a GGUF adapter on top of it. `think` None: found by rendering probes through the GGUF's
+    template.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class GgufGenerator:
         threads: int | None = None,
         gpu_layers: int | None = None,
         exact: bool = False,
+        lora: Path | None = None,
     ) -> None:
         self.path = Path(path)
         self.name = self.path.stem
@@ -69,7 +71,7 @@ class GgufGenerator:
         self.thinking = True  # False asks the template to switch thinking off, where it can
         self._key = secrets.token_urlsafe(24)
         self._local = threading.local()
-        self._server: Any = _start(self.path, self._key, context, parallel, threads, gpu_layers, exact)
+        self._server: Any = _start(self.path, self._key, context, parallel, threads, gpu_layers, exact, lora)
         self._address = urlsplit(self._server.listening_address).netloc
         try:
             self.properties: dict[str, Any] = self._get("/props")
@@ -321,7 +323,14 @@ def _refused(status: int, data: bytes) -> DanluError:
 
 
 def _start(
-    path: Path, key: str, context: int, parallel: int, threads: int | None, gpu_layers: int | None, exact: bool
+    path: Path,
+    key: str,
+    context: int,
+    parallel: int,
+    threads: int | None,
+    gpu_layers: int | None,
+    exact: bool,
+    lora: Path | None = None,
 ) -> Any:
     """A listening llama.cpp server; DanluError when the file is missing or cannot be loaded."""
     import xllamacpp
@@ -345,6 +354,8 @@ def _start(
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     if gpu_layers is not None:
         params.n_gpu_layers = gpu_layers
+    if lora is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
     if exact:
         params.n_gpu_layers = 0
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32

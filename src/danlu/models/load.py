@@ -87,9 +87,9 @@ def _weights(folder: Path | None, spec: Model, seed: int, dtype: torch.dtype) ->
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": spec.trust_remote_code}
     if spec.quantization == "nf4":
-        options["quantization_config"] = _nf4(dtype)
+        options["quantization_config"] = nf4(dtype)
     try:
-        return _in_one_layout(AutoModelForCausalLM.from_pretrained(str(folder), **options))
+        return in_one_layout(AutoModelForCausalLM.from_pretrained(str(folder), **options))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DanluError(
             f"cannot load the model in {folder}: {str(error).strip().splitlines()[0]}",
@@ -97,7 +97,7 @@ def _weights(folder: Path | None, spec: Model, seed: int, dtype: torch.dtype) ->
         ) from error
 
 
-def _in_one_layout(model: Any) -> Any:
+def in_one_layout(model: Any) -> Any:
     """The model, whose 4-bit matrices stay as they are stored: on a CPU with AVX512-BF16 bitsandbytes rearranges one at
     its first use, rounds its scales, and fails where a row is no multiple of a block."""
     for module in model.modules():
@@ -106,8 +106,8 @@ def _in_one_layout(model: Any) -> Any:
     return model
 
 
-def _nf4(dtype: torch.dtype) -> Any:
-    """NF4 with double quantization (QLoRA, Dettmers et al. 2023)."""
+def nf4(dtype: torch.dtype) -> Any:
+    """NF4 with double quantization (QLoRA, Dettmers et al. 2023); DanluError without bitsandbytes."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:

@@ -20,7 +20,9 @@ from danlu.rehearse.model import START
 from danlu.rehearse.rows import Rows
 from danlu.train import trackers
 
-BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # of a weight in a GGUF file
+# of a weight in a GGUF file
+BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_0": 22 / 32, "q4_0": 18 / 32}
+BYTES |= {"q6_k": 0.83, "q5_k_m": 0.74, "q5_k_s": 0.72, "q4_k_m": 0.64, "q4_k_s": 0.61, "q3_k_m": 0.52, "q2_k": 0.42}
 
 
 def foresee(recipe: Recipe, rows: Rows, page: Page, book: Book) -> None:
@@ -47,8 +49,9 @@ def foresee(recipe: Recipe, rows: Rows, page: Page, book: Book) -> None:
         trained_fully = any(getattr(recipe, s).method == "full" for s in recipe.stages if s in ("sft", "grpo"))
         if not trained_fully:
             needs.append(("in the export", "the merged model", weights * 2, min(weights * 2, 5e9)))
-        file = weights * BYTES[recipe.export.quant]
-        needs.append(("in the export", f"the {recipe.export.quant} file", file, file))
+        for quant in recipe.export.quant:
+            file = weights * BYTES[quant]
+            needs.append(("in the export", f"the {quant} file", file, file))
     check_disk(needs, page)
 
 

@@ -50,7 +50,8 @@ def _judge_answers(target: str, when: str, page: Page) -> bool:
 
 def merge_adapter(trained: str, folder: Path, when: str, page: Page) -> str:
     """The trained run as a model folder: merged, and held against base + adapter; a full model is one already."""
-    from danlu.export.merge import check_merge, merge
+    from danlu.export.merge import merge
+    from danlu.export.merge_check import check_merge
     from danlu.models.locate import base_of
 
     artifact = Path(trained) / "artifact"
@@ -77,7 +78,7 @@ def export_file(recipe: Recipe, model: str, rows: Sequence[Sample], folder: Path
     report = verify(
         file,
         Path(model),
-        quant=recipe.export.quant,
+        quant=found["quant"],
         texts=[*own, *probe_texts(count=TEXTS)],
         prompts=[_chat(row) for row in sorted(rows, key=lambda row: len(row.question))[:2]] or None,
         greedy_tokens=8,
