@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
+import psutil
 import pytest
 from studio_server import Served
+
+from danlu.recipe import load
 
 
 def test_pages_come_in_two_languages(studio: Served):
@@ -79,3 +84,62 @@ def test_the_studio_starts_without_torch(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []  # NiceGUI keeps no storage of its own
+
+
+def test_the_first_page_of_hundreds_of_runs_comes_within_a_second(studio: Served):
+    config = json.dumps(load("demo").resolved())
+    for i in range(200):
+        folder = studio.root / f"run-{i:03}"
+        folder.mkdir()
+        info = {"name": folder.name, "stage": "sft", "status": "done", "created": float(i), "results": {"loss": 0.1}}
+        (folder / "run.json").write_text(json.dumps(info))
+        (folder / "config.json").write_text(config)
+    studio.get("/")
+    server = psutil.Process(studio.process.pid)
+    before = sum(server.cpu_times()[:2])
+    for _ in range(3):
+        status, body = studio.get("/")
+        assert status == 200
+        assert "run-199" in body
+    assert (sum(server.cpu_times()[:2]) - before) / 3 < 0.5  # of its own: others may be busy on this machine
+
+
+def test_what_a_run_is_called_and_says_is_never_html(studio: Served):
+    bad = "<img src=x onerror=alert(1)>"
+    folder = studio.root / bad
+    folder.mkdir()
+    results = {"reward": 0.1, "signs": {"flat": 3}, "not_finite": {"step": 1, "rows": [bad]}}
+    info = {"name": bad, "stage": "grpo", "status": "failed", "created": 1.0, "error": bad, "results": results}
+    (folder / "run.json").write_text(json.dumps(info))
+    (folder / "config.json").write_text(json.dumps({"name": bad, "model": {"id": bad}}))
+    row = {"step": 1, "id": bad, "question": bad, "target": bad, "output": f"<think>{bad}</think>{bad}", "reward": 0.1}
+    (folder / "samples.jsonl").write_text(json.dumps(row | {"rewards": {bad: 1.0}, "advantage": 1.0}) + "\n")
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "reward": 0.1, f"rewards/{bad}": 0.1}) + "\n")
+    for path in ("/", f"/run/{quote(bad)}", f"/run/{quote('<script>')}", f"/chat?b={quote(bad)}"):
+        status, body = studio.get(path)
+        assert status == 200, path
+        assert bad not in body, path
+        assert "<script>" + "alert" not in body
+
+
+@pytest.mark.parametrize("name", ["..%2f..%2fetc", "%2e%2e", ".studio", "leak", "a%00b", "%2fetc%2fpasswd"])
+def test_no_address_leads_out_of_the_folder(studio: Served, tmp_path: Path, name: str):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "run.json").write_text('{"name": "secret", "stage": "sft", "status": "done", "created": 1}')
+    (secret / "metrics.jsonl").write_text('{"step": 1, "password": 7}\n')
+    (studio.root / "leak").unlink(missing_ok=True)
+    (studio.root / "leak").symlink_to(secret)
+    (studio.root / ".studio" / "metrics.jsonl").write_text('{"step": 1, "password": 7}\n')
+    for path in (f"/csv/{name}", f"/run/{name}"):
+        assert "password" not in studio.get(path)[1]
+    assert studio.get(f"/csv/{name}")[0] == 404
+
+
+def test_numbers_come_as_csv(studio: Served):
+    folder = studio.root / "numbers"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5, "note": "=1+1"}\n{"step": 2, "eval_loss": 0.25}\n')
+    status, body = studio.get("/csv/numbers")
+    assert status == 200
+    assert body.splitlines() == ["step,loss,note,eval_loss", "1,0.5,,", "2,,,0.25"]

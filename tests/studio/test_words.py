@@ -15,7 +15,7 @@ ROOT = Path(danlu.studio.__file__).parent
 
 
 SAYING = {"t": (0,), "page": (1,), "Trouble": (0, 1), "Chart": (0,), "Line": (1,)}  # function -> places of texts
-TABLES = ("STATUS", "LABELS", "SIGNS", "OUTCOMES", "PARTS", "AXES", "THEMES", "NAVIGATION")
+TABLES = ("STATUS", "LABELS", "SIGNS", "OUTCOMES", "PARTS", "AXES", "KINDS", "THEMES", "NAVIGATION")
 
 
 def spoken() -> set[str]:
@@ -28,7 +28,16 @@ def spoken() -> set[str]:
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "id", getattr(node.func, "attr", ""))
                 found |= {text for i in SAYING.get(name, ()) for text in texts(node.args[i : i + 1])}
-    for module in ("overview", "troubles", "charts", "shell", "pages.runs", "pages.written", "pages.outlook"):
+    for module in (
+        "overview",
+        "troubles",
+        "charts",
+        "shell",
+        "pages.runs",
+        "pages.written",
+        "pages.outlook",
+        "pages.chat",
+    ):
         tables = vars(importlib.import_module(f"danlu.studio.{module}"))
         for name in TABLES:
             table = tables.get(name, {})

@@ -21,9 +21,9 @@ def recipes(place: Place) -> dict[str, str]:
 
 
 def data_files(place: Place) -> list[str]:
-    """Paths of data files that may be read, uploads first."""
-    uploads = sorted(path for path in (place.own / "uploads").glob("*") if path.suffix.lower() in DATA)
-    return [str(path) for path in [*uploads, *_named(place, DATA)]]
+    """Paths of data files that may be read; first what was uploaded, and kept from chats."""
+    own = [path for folder in ("uploads", "saved") for path in sorted((place.own / folder).glob("*"))]
+    return [str(path) for path in [*(path for path in own if path.suffix.lower() in DATA), *_named(place, DATA)]]
 
 
 def upload_path(place: Place, name: str) -> Path:

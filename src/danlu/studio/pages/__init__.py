@@ -2,4 +2,4 @@
 
 
 def register() -> None:
-    from danlu.studio.pages import data, export, run, runs, start, verdict  # noqa: F401
+    from danlu.studio.pages import chat, data, export, run, runs, start, verdict  # noqa: F401

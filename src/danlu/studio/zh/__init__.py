@@ -1,12 +1,13 @@
 """Chinese texts by their English ones; a module for each page."""
 
-from danlu.studio.zh import data, export, run, runs, shell, start, verdict
+from danlu.studio.zh import chat, data, export, run, runs, shell, start, verdict
 
 CHINESE: dict[str, str] = {
     **shell.TEXTS,
     **runs.TEXTS,
     **start.TEXTS,
     **run.TEXTS,
+    **chat.TEXTS,
     **data.TEXTS,
     **verdict.TEXTS,
     **export.TEXTS,
