@@ -13,7 +13,7 @@ demo: .venv/.stamp
 	$(BIN)/danlu demo
 
 test: .venv/.stamp-dev
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: .venv/.stamp-dev
 	$(BIN)/python -m pytest -m slow

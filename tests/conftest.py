@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from danlu import display
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -45,6 +47,13 @@ def _no_network():
 def _own_cache(tmp_path_factory: pytest.TempPathFactory):
     """Token sets go to a folder of this test session."""
     os.environ["DANLU_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_display():
+    """A command's --display holds for its own test only."""
+    yield
+    display.set_mode("auto")
 
 
 @pytest.fixture

@@ -424,7 +424,7 @@ def as_nobody(does: Callable[[], object]) -> str:
 
 
 def test_permission_denied(tmp_path: Path, write):
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *(one for one in tmp_path.parents if one.name.startswith(("pytest-", "popen-")))):
         folder.chmod(0o755)
     path = Path(write("pots/a/train.jsonl", GOOD))
     load(Source(path=str(path)))  # everything is imported before rights are given up
