@@ -56,6 +56,10 @@ def test_a_running_run_tells_how_far_it_is(tmp_path: Path):
     assert (row.key, row.value) == ("eval_accuracy", 0.5)
     (run.path / "lock").unlink()
     assert overviews(tmp_path)[0].status == "died"  # the process is gone, run.json has not changed
+    info = json.loads((run.path / "run.json").read_text())
+    (run.path / "run.json").write_text(json.dumps(info | {"status": "stopped", "seconds": 7.0}))
+    (row,) = overviews(tmp_path)
+    assert (row.status, row.step, row.value, row.seconds) == ("stopped", 3, 0.5, 7.0)
 
 
 def test_broken_and_foreign_directories(tmp_path: Path):

@@ -71,14 +71,15 @@ def answer(generator: Any, request: dict[str, Any], told: TextIO, stop: threadin
     sampling = Sampling(**request["sampling"])
     started = time.perf_counter()
     texts = {"reasoning": "", "answer": ""}
-    pieces, first, thought = 0, 0.0, 0.0
+    pieces = {"reasoning": 0, "answer": 0}
+    first = thought = 0.0
     try:
         for part, text in generator.chat_stream(request["messages"], sampling):
             now = time.perf_counter() - started
             first = first or now
             thought = now if part == "reasoning" else thought
             texts[part] += text
-            pieces += 1
+            pieces[part] += 1
             _tell(told, part=part, text=text)
             if stop.is_set():
                 break
@@ -86,10 +87,9 @@ def answer(generator: Any, request: dict[str, Any], told: TextIO, stop: threadin
         _tell(told, error=[error.message, error.hint])
         return
     seconds = time.perf_counter() - started
-    counts = {part: count_tokens(generator, text) for part, text in texts.items()}
-    if None in counts.values():
-        counts = {"reasoning": None, "answer": pieces}  # of a server, which sends about one token a piece
-    tokens = sum(count or 0 for count in counts.values())
+    known = {part: count_tokens(generator, text) for part, text in texts.items()}
+    counts = {part: pieces[part] if count is None else count for part, count in known.items()}  # servers: one a piece
+    tokens = sum(counts.values())
     _tell(
         told,
         done={

@@ -131,12 +131,12 @@ def _read(run: Run) -> Overview:
 
 def _now(run: Run, known: Overview) -> Overview:
     """With what changes while run.json does not: whether it lives, and how far it is."""
-    if known.status != "started":
+    if known.status not in ("started", "stopped", "failed"):  # what ended otherwise has recorded its results
         return known
-    status = run.state()
+    status = run.state() if known.status == "started" else known.status
     last = newest(run.path / "metrics.jsonl")
     step = last.get("step") if last else None
-    key, value = number(known.stage, last)
+    key, value = number(known.stage, last) if last else (known.key, known.value)
     seconds = time.time() - known.created if status == "started" and known.created else known.seconds
     return replace(known, status=status, step=step, key=key, value=value, seconds=seconds)
 

@@ -252,7 +252,7 @@ class Answer:
             told.append(t("stopped"))
         self.state.text(" · ".join(told))
         if self.reasoning:
-            n = f"{done['reasoning_tokens']:,}" if done["reasoning_tokens"] is not None else "?"
+            n = f"{done['reasoning_tokens']:,}"
             self.summary.text(t("Reasoning: {seconds} s, {n} tokens", seconds=f"{done['reasoning_seconds']:.1f}", n=n))
         if not self.text and not self.reasoning:
             self.said.text(t("(no answer)"))
