@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -371,6 +373,21 @@ def test_the_plan_knows_no_fp16_on_a_cpu():
     for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         given = Case(made, "sft", here("cpu", None, native), Rows(), *config_of(made.model))
         assert dtypes(given) == (dtype, dtype, native)
+
+
+@pytest.mark.parametrize("folder", ["docs", "docs/zh"])
+def test_the_pages_tell_what_is_planned_today(folder):
+    root = Path(__file__).parents[2] / folder
+    page = (root / "plan.md").read_text("utf-8")
+    for name, size in (("qwen3-1.7b-medical-qlora-v1", 16), ("qwen3-1.7b-medical-qlora-v2", 16)):
+        found = plan(load(name), device="cuda", budget=size * GB)
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+        assert row.split("|")[2:4] == [f" {size} GB ", f" {found['memory']['total'] / GB:.1f} GB "]
+    page = (root / "scale.md").read_text("utf-8")
+    made = load("r1-distill-qwen-7b-medical-lora", ["sft.method=full", "sft.accumulation=16"])
+    for nodes in (1, 2):
+        for name, found in plan(made, gpu="H100", gpus=8, nodes=nodes)["sharding"].items():
+            assert f"| {name} | {found['memory']['total'] / GB:.1f} |" in page
 
 
 def test_operations_are_counted_as_textbooks_do():
