@@ -7,7 +7,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow lint format bench screenshots clean
 
 demo: .venv/.stamp
 	$(BIN)/danlu demo
@@ -31,6 +31,9 @@ bench: .venv/.stamp-dev
 	@set -e; for file in bench/[a-z]*.py; do \
 	  name=$$(basename $$file .py); echo "bench.$$name" >&2; $(BIN)/python -m bench.$$name --quick --json; \
 	done
+
+screenshots: .venv/.stamp-dev
+	$(BIN)/python scripts/screenshots.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

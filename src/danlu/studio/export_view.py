@@ -159,6 +159,9 @@ def _files(folder: Path, made: Mapping[str, Any], measured: Mapping[str, Any]) -
         bytes_ = path.stat().st_size if path.is_file() else one.get("bytes", 0)
         quant = str(one.get("quant") or "")
         found.append(File(visible(path.name), quant, size(bytes_), *_accuracy(sides.get(quant) or {})))
+    adapter = folder / Path(str(made.get("adapter") or "")).name
+    if made.get("adapter") and adapter.is_file():
+        found.append(File(visible(adapter.name), "adapter", size(adapter.stat().st_size)))
     return found
 
 

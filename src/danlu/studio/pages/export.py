@@ -116,9 +116,10 @@ def _head(found: view.Exported) -> None:
     with element("section", "card row-line between"):
         with element("div", "figures"):
             right = sum(check.ok for check in found.checks)
+            count = len([file for file in found.files if file.name])
             for value, label in (
                 (t("{right} of {all}", right=right, all=len(found.checks)) if found.checks else "–", t("checks hold")),
-                (str(len([file for file in found.files if file.name])), t("files")),
+                (str(count), t("file") if count == 1 else t("files")),
                 (found.source or "–", t("made from")),
             ):
                 with element("div", "figure"):
