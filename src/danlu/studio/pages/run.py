@@ -313,6 +313,8 @@ class View:
         from nicegui import run as background
 
         grown = await background.io_bound(self.metrics.refresh)
+        if self.head.is_deleted:  # the page was left meanwhile
+            return
         if now.live or now.status != self.one.status or grown:
             self.one, self.info = now, self._info()
             self._build_head()
