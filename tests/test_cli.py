@@ -22,11 +22,12 @@ from danlu.cli import stages
 from danlu.cli.app import commands
 from danlu.cli.doctor import diagnose, native_bf16
 from danlu.errors import DanluError, Stopped
+from danlu.generate import Streamed
 from danlu.recipe import load
 from danlu.run import Run
 
 NAMES = ["demo", "recipes", "new", "doctor", "run", "sft", "grpo", "eval", "compare", "merge", "export", "verify"]
-NAMES += ["score", "chat", "ls", "show", "plot", "plan", "rehearse", "reward test", "accelerate"]
+NAMES += ["score", "chat", "serve", "ls", "show", "plot", "plan", "rehearse", "reward test", "accelerate"]
 NAMES += ["data check", "data prepare", "data view", "studio"]
 
 
@@ -485,6 +486,8 @@ def test_score_and_compare_files(capsys):
 
 class Echo:
     """A generator that streams what it was asked."""
+
+    name, streamed = "echo", Streamed()
 
     def __enter__(self):
         return self

@@ -13,7 +13,7 @@ from danlu.generate import Sampling
 from danlu.generate.endpoint import EndpointGenerator
 from danlu.generate.gguf import GgufGenerator
 from danlu.generate.local import LocalGenerator
-from danlu.generate.open import open_generator
+from danlu.generate.open import gguf_files, open_generator
 from danlu.models.load import load, save_artifact
 from danlu.recipe import Eval, Lora, Model, Recipe
 from tiny_models import CHATS, trained
@@ -64,6 +64,18 @@ def test_a_gguf_file_and_the_export_that_holds_it(tmp_path: Path) -> None:
         opened = open_generator(str(target), recipe(trained()))
         assert isinstance(opened, GgufGenerator)
         assert right(opened)
+
+
+def test_an_export_says_which_of_its_files_is_the_model(tmp_path: Path) -> None:
+    for name in ("adapter.gguf", "model-q4_k_m.gguf", "model-q8_0.gguf"):
+        (tmp_path / name).touch()
+    assert gguf_files(tmp_path) == (tmp_path / "adapter.gguf", None)  # nothing tells
+    (tmp_path / "danlu.json").write_text('{"gguf": "model-q8_0.gguf"}')
+    assert gguf_files(tmp_path) == (tmp_path / "model-q8_0.gguf", None)  # the first asked for, not the first by name
+    (tmp_path / "danlu.json").write_text('{"gguf": "model-q8_0.gguf", "adapter": "adapter.gguf"}')
+    assert gguf_files(tmp_path) == (tmp_path / "model-q8_0.gguf", tmp_path / "adapter.gguf")
+    (tmp_path / "config.json").write_text("{}")
+    assert gguf_files(tmp_path) is None  # weights for transformers
 
 
 def test_the_address_of_a_server() -> None:

@@ -569,21 +569,93 @@ def verify(
     raise typer.Exit(show_verify(export, json))
 
 
-@app.command(epilog='Example: danlu chat demo-sft --once "发热三天，咳嗽，该做什么检查？"')
+@app.command(epilog="Example: danlu chat demo-grpo --compare tiny")
 def chat(
-    target: Target,
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A run, a model directory or hub id, a .gguf file, or http://…/v1.")
+    ],
+    compare: Annotated[
+        str | None, typer.Option("--compare", metavar="OTHER", help="Answer beside this one, which stands on the left.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt; default: the one of the run's recipe.")] = None,
     once: Annotated[str | None, typer.Option(metavar="QUESTION", help="Ask this one question and end.")] = None,
+    think: Annotated[bool, typer.Option("--think/--no-think", help="With or without reasoning.")] = True,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.6,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     seed: Annotated[int, typer.Option(help="Fixes the draws.")] = 0,
+    json: Json = False,
     verbose: Verbose = False,  # noqa: ARG001
     display: DisplayMode = Display.auto,  # noqa: ARG001
 ) -> None:
-    """Talk to a model, or answer one question from stdin."""
+    """Talk to a model, or answer one question from stdin.
+
+    Commands while talking: /system, /think, /reset, /save, /help, /quit. Ctrl-C ends an answer.
+    """
     from danlu.cli.chat import chat as talk
 
-    talk(target, system=system, once=once, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    raise typer.Exit(
+        talk(
+            target,
+            compare=compare,
+            system=system,
+            once=once,
+            think=think,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            as_json=json,
+        )
+    )
+
+
+class Engine(StrEnum):
+    auto = "auto"
+    vllm = "vllm"
+    llama_cpp = "llama.cpp"
+    transformers = "transformers"
+
+
+@app.command(epilog="Example: danlu serve demo-grpo --port 8000")
+def serve(
+    target: Target,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: everywhere.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one, which is printed.")] = 8000,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name for clients; default: TARGET's.")] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="The server; auto: vLLM where installed, else llama.cpp.")
+    ] = Engine.auto,
+    context: Annotated[
+        int | None, typer.Option(min=64, metavar="TOKENS", help="Question and answer at most; llama.cpp: 4096.")
+    ] = None,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Answers written at once, others wait; llama.cpp: 4.")
+    ] = None,
+    api_key: Annotated[bool, typer.Option("--api-key", help="Ask clients for the key in $DANLU_API_KEY.")] = False,
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", metavar="NAME", help="The same, from another variable.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show what the server says.")] = False,
+    display: DisplayMode = Display.auto,  # noqa: ARG001
+) -> None:
+    """Serve a model at /v1/chat/completions, as OpenAI's clients ask.
+
+    With vLLM (adapters unmerged), llama.cpp or transformers. SIGTERM or Ctrl-C lets running answers finish.
+    """
+    from danlu.cli.serve import show_serve
+
+    raise typer.Exit(
+        show_serve(
+            target,
+            host=host,
+            port=port,
+            name=name,
+            kind=engine.value,
+            context=context,
+            parallel=parallel,
+            key_name=api_key_env or ("DANLU_API_KEY" if api_key else ""),
+            verbose=verbose,
+        )
+    )
 
 
 @app.command(epilog="Example: danlu studio my-recipe.yaml rows.jsonl")

@@ -29,6 +29,14 @@ class Sampling:
     stop: tuple[str, ...] = ()  # an answer also ends before any of these
 
 
+@dataclass(slots=True)
+class Streamed:
+    """The newest streamed answer: tokens so far (its end token not counted), and whether the limit cut it."""
+
+    tokens: int = 0
+    cut: bool = False
+
+
 class Generator(Protocol):
     """Something that answers chats. `generate` yields (index of the prompt, its completions) as they finish."""
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from danlu.generate import Sampling
+from danlu.generate import Sampling, Streamed
 from danlu.generate.gguf import completion, samplers
 from danlu.generate.replies import Choice, Part, Unanswered, tagged
 from danlu.generate.wire import Cancel, Endpoint, as_finished
@@ -52,6 +52,7 @@ class EndpointGenerator:
         self.name = f"{self.endpoint.host}/{self.endpoint.model}"
         self.think, self._given, self.thinking = think or PLAIN, think, thinking
         self._takes_n = True
+        self.streamed = Streamed()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -88,10 +89,14 @@ class EndpointGenerator:
         its closing tag, later ones are split.
         """
         seen = ["", ""]
+        self.streamed = streamed = Streamed()
+        sampling = sampling or Sampling()
 
         def deltas() -> Iterator[tuple[str, str]]:
-            for reasoning, content in self.endpoint.stream(self._body(messages, sampling or Sampling(), None)):
+            for reasoning, content in self.endpoint.stream(self._body(messages, sampling, sampling.seed)):
                 seen[0], seen[1] = seen[0] + reasoning, seen[1] + content
+                streamed.tokens += 1  # servers send a token at a time; a limit of theirs is not told
+                streamed.cut = streamed.tokens >= sampling.max_tokens
                 yield reasoning, content
 
         tags = self.think if self.think.style != "none" else THINK

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from danlu import display
 from danlu import think as think_formats
 from danlu.errors import DanluError
-from danlu.generate import Sampling
+from danlu.generate import Sampling, Streamed
 from danlu.records import Completion, Finish, Message
 from danlu.think import ThinkFormat
 
@@ -69,6 +69,7 @@ class GgufGenerator:
         self.name = self.path.stem
         self.parallel = parallel
         self.thinking = True  # False asks the template to switch thinking off, where it can
+        self.streamed = Streamed()
         self._key = secrets.token_urlsafe(24)
         self._local = threading.local()
         self._server: Any = _start(self.path, self._key, context, parallel, threads, gpu_layers, exact, lora)
@@ -130,7 +131,9 @@ class GgufGenerator:
         self, messages: Sequence[Message], sampling: Sampling | None = None
     ) -> Iterator[tuple[Literal["reasoning", "answer"], str]]:
         """Yield the pieces of one answer as they are written; leaving the loop early stops the server's work."""
-        body = {**_chat_body(messages, sampling or Sampling(), None, self.thinking), "stream": True}
+        self.streamed = streamed = Streamed()
+        sampling = sampling or Sampling()
+        body = {**_chat_body(messages, sampling, sampling.seed, self.thinking), "stream": True}
         connection = self._connect()
         try:
             connection.request("POST", "/v1/chat/completions", json.dumps(body), self._headers())
@@ -144,7 +147,13 @@ class GgufGenerator:
                 event = json.loads(data)
                 if "error" in event:
                     raise DanluError(f"llama.cpp: {event['error'].get('message', event['error'])}")
-                delta = event["choices"][0]["delta"] if event.get("choices") else {}
+                choice = event["choices"][0] if event.get("choices") else {}
+                delta = choice.get("delta") or {}
+                streamed.tokens += bool(delta.get("reasoning_content") or delta.get("content"))
+                if finish := choice.get("finish_reason"):  # the last event counts all tokens, the end token too
+                    counted = (event.get("timings") or {}).get("predicted_n", streamed.tokens)
+                    streamed.tokens = counted - (finish == "stop" and not sampling.stop)
+                    streamed.cut = finish == "length"
                 if delta.get("reasoning_content"):
                     yield "reasoning", delta["reasoning_content"]
                 if delta.get("content"):
@@ -322,6 +331,29 @@ def _refused(status: int, data: bytes) -> DanluError:
     return DanluError(f"llama.cpp refused ({status}): {message}", "raise the context length (num_ctx)" if long else "")
 
 
+def parameters(path: Path, *, context: int, parallel: int, threads: int | None = None, lora: Path | None = None) -> Any:
+    """xllamacpp's CommonParams of a server on 127.0.0.1: `parallel` slots of `context` tokens each."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.model_alias = {path.stem}
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.ui = False
+    params.use_jinja = True
+    params.warmup = False
+    params.verbosity = -1
+    params.n_parallel = parallel
+    params.n_ctx = context * parallel
+    # llama.cpp's threads wait for each other by spinning: with a tiny model on a busy machine that is all they do
+    threads = threads or (1 if path.stat().st_size < SMALL else os.cpu_count() or 1)
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    if lora is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
+    return params
+
+
 def _start(
     path: Path,
     key: str,
@@ -337,25 +369,10 @@ def _start(
 
     if not path.is_file():
         raise DanluError(f"{path} does not exist", "export a model first: danlu export")
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.model_alias = {path.stem}
-    params.hostnames = ["127.0.0.1"]
-    params.port = 0
+    params = parameters(path, context=context, parallel=parallel, threads=threads, lora=lora)
     params.api_keys = [key]
-    params.ui = False
-    params.use_jinja = True
-    params.warmup = False
-    params.verbosity = -1
-    params.n_parallel = parallel
-    params.n_ctx = context * parallel
-    # llama.cpp's threads wait for each other by spinning: with a tiny model on a busy machine that is all they do
-    threads = threads or (1 if path.stat().st_size < SMALL else os.cpu_count() or 1)
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     if gpu_layers is not None:
         params.n_gpu_layers = gpu_layers
-    if lora is not None:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
     if exact:
         params.n_gpu_layers = 0
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 
 from danlu import display
-from danlu.generate import Sampling, other
+from danlu.generate import Sampling, Streamed, other
 from danlu.generate.chat import completion, encoded, first_tokens
 from danlu.generate.decode import Decoded, decode, one_by_one
 from danlu.generate.memory import cache_budget, ran_out, row_bytes
-from danlu.generate.stream import ends_in_stop, parts, texts, until
+from danlu.generate.stream import counted, ends_in_stop, parts, texts, until
 from danlu.generate.weights import Weights, plain_lora, snapshot
 from danlu.models.decoder import supports
 from danlu.models.load import Loaded
@@ -40,6 +40,7 @@ class LocalGenerator:
         self.think = loaded.think
         self._fast = supports(self._plain.config) and plain_lora(loaded.model)
         self._weights: Weights | None = None
+        self.streamed = Streamed()
 
     def __enter__(self) -> LocalGenerator:
         return self
@@ -114,7 +115,8 @@ class LocalGenerator:
                 key=text,
                 ended=ended,
             )
-        written = (token for token in tokens if token not in ends)
+        self.streamed = Streamed()
+        written = counted(tokens, ends, self.streamed, sampling.max_tokens)
         yield from parts(until(texts(self.loaded.tokenizer, written), stop), self.think)
 
     @torch.no_grad()

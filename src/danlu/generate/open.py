@@ -7,6 +7,7 @@ from typing import Any
 
 from danlu.errors import DanluError
 from danlu.recipe import Recipe
+from danlu.run import read_json
 from danlu.think import detect
 
 
@@ -24,14 +25,8 @@ def open_generator(target: str, recipe: Recipe) -> Any:
     if is_address(target):
         return _endpoint(target, recipe)
     path = Path(target)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise DanluError(f"{path} does not exist", "make one with: danlu export RECIPE --from RUN")
-        return _gguf(path)
-    inside = path / "artifact" if (path / "run.json").is_file() else path
-    found = sorted(inside.glob("*.gguf")) if inside.is_dir() else []
-    if found and not (inside / "config.json").is_file():
-        return _gguf(found[0])
+    if files := gguf_files(path):
+        return _gguf(*files)
     start, name = None if target == recipe.model.id else target, path.name or target
     if recipe.eval.generate == "vllm":
         from danlu.generate.vllm import VllmGenerator
@@ -55,7 +50,25 @@ def _endpoint(target: str, recipe: Recipe) -> Any:
     return EndpointGenerator(target, think=think, concurrency=min(recipe.eval.batch, 32))
 
 
-def _gguf(path: Path) -> Any:
+def gguf_files(path: Path) -> tuple[Path, Path | None] | None:
+    """(file, adapter beside it or None) of a .gguf file, an export run or its artifact; None for anything else.
+
+    Of several files the one that the Modelfile takes. DanluError for a .gguf file that is not there.
+    """
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise DanluError(f"{path} does not exist", "make one with: danlu export RECIPE --from RUN")
+        return path, None
+    inside = path / "artifact" if (path / "run.json").is_file() else path
+    found = sorted(inside.glob("*.gguf")) if inside.is_dir() else []
+    if not found or (inside / "config.json").is_file():
+        return None
+    described = read_json(inside / "danlu.json") if (inside / "danlu.json").is_file() else {}
+    adapter = inside / described["adapter"] if described.get("adapter") else None
+    return inside / (described.get("gguf") or found[0].name), adapter
+
+
+def _gguf(path: Path, lora: Path | None) -> Any:
     from danlu.generate.gguf import GgufGenerator
 
-    return GgufGenerator(path)
+    return GgufGenerator(path, lora=lora)

@@ -8,9 +8,10 @@ been told as answer when a closing tag comes later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
+from danlu.generate import Streamed
 from danlu.generate.replies import Part
 from danlu.think import ThinkFormat
 
@@ -39,6 +40,15 @@ def ends_in_stop(tokenizer: Any, stops: Sequence[str]) -> Callable[[list[int]], 
         return any(stop in text for stop in stops)
 
     return ended
+
+
+def counted(tokens: Iterable[int], ends: Container[int], streamed: Streamed, limit: int) -> Iterator[int]:
+    """The tokens without end tokens, counted in `streamed`; at `limit` of them without an end the answer was cut."""
+    for token in tokens:
+        if token not in ends:
+            streamed.tokens += 1
+            streamed.cut = streamed.tokens >= limit
+            yield token
 
 
 def texts(tokenizer: Any, tokens: Iterable[int]) -> Iterator[str]:

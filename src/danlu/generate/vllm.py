@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from danlu.errors import DanluError
-from danlu.generate import Sampling
+from danlu.generate import Sampling, Streamed
 from danlu.generate.chat import completion, encoded, first_tokens
-from danlu.generate.stream import parts, texts, until
+from danlu.generate.stream import counted, parts, texts, until
 from danlu.models.tokenizer import speech_of
 from danlu.recipe import Model
 from danlu.records import Completion, Message
@@ -54,7 +54,7 @@ class VllmGenerator:
         speech = speech_of(spec, start, weights=True)
         if speech.folder is None:
             raise DanluError("vLLM needs a stored model, and this one is made from a config", "eval.generate: local")
-        self.name, self.thinking = name, thinking
+        self.name, self.thinking, self.streamed = name, thinking, Streamed()
         self.tokenizer, self.think, self.end_ids = speech.tokenizer, speech.think, speech.end_ids
         self._numbers = itertools.count()
         self._vllm, self._adapter = vllm, None
@@ -71,7 +71,7 @@ class VllmGenerator:
         if spec.quantization == "nf4":
             settings["quantization"] = "bitsandbytes"
         if speech.adapter is not None:
-            settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(speech.adapter)}
+            settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank_for(speech.adapter)}
             self._adapter = vllm.lora(lora_name="adapter", lora_int_id=1, lora_path=str(speech.adapter.resolve()))
         try:
             self._engine: Any = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**settings | options))
@@ -117,7 +117,8 @@ class VllmGenerator:
         request = self._ask(ids, **self._params(sampling, text, "DELTA", samples=1))
         if request is None:
             raise DanluError(f"the prompt of {len(ids)} tokens is too long for the context", "shorten it")
-        tokens = (token for token in self._tokens(request) if token not in self.end_ids)
+        self.streamed = Streamed()
+        tokens = counted(self._tokens(request), set(self.end_ids), self.streamed, sampling.max_tokens)
         yield from parts(until(texts(self.tokenizer, tokens), sampling.stop), self.think)
 
     def choose(
@@ -243,7 +244,7 @@ def _vllm() -> _Names:
         ) from None
 
 
-def _rank(adapter: Path) -> int:
+def rank_for(adapter: Path) -> int:
     """The rank that vLLM must be ready for; DanluError for adapters that it would refuse or misread."""
     config = read_json(adapter / "adapter_config.json")
     unfit = [name for name in UNFIT if config.get(name)]
