@@ -170,8 +170,11 @@ ZH = {
     "above 1: less of what prompt and answer hold already": "大于 1 时，提示与回答里已有的 token 更少再出现",
     "an answer also ends before any of these": "遇到其中任一字符串，回答也在它之前结束",
     "answers written together at most; memory may allow fewer": "最多同时生成多少个回答；内存不够时会更少",
-    "what runs local weights: danlu's own decoder, or vLLM (a GPU, and danlu[vllm])": (
-        "本地权重用什么来跑：danlu 自己的解码器，或 vLLM（要有 GPU，并装 danlu[vllm]）"
+    "what runs local weights: danlu's own decoder | vLLM (a GPU, danlu[vllm]) | mlx-lm (Apple silicon, danlu[mlx])": (
+        "本地权重由谁来跑，依次为：danlu 自己的解码器、vLLM（要 GPU 和 danlu[vllm]）、mlx-lm（苹果芯片，要 danlu[mlx]）"
+    ),
+    "what computes: torch | mlx-lm with LoRA (Apple silicon, danlu[mlx]), all else being equal": (
+        "由谁来算，依次为：torch、mlx-lm 的 LoRA（苹果芯片，要 danlu[mlx]），其余都一样"
     ),
     "completions of a question; more than one needs a temperature": "每题回答数；多于 1 时温度须大于 0",
 }

@@ -28,7 +28,7 @@ from danlu.run import Run
 
 NAMES = ["demo", "recipes", "new", "doctor", "run", "sft", "grpo", "eval", "compare", "merge", "export", "verify"]
 NAMES += ["score", "chat", "serve", "ls", "show", "plot", "plan", "rehearse", "reward test", "accelerate"]
-NAMES += ["data check", "data prepare", "data view", "studio"]
+NAMES += ["convert", "data check", "data prepare", "data view", "studio"]
 
 
 pytestmark = pytest.mark.usefixtures("runs")

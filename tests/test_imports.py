@@ -51,7 +51,7 @@ def test_every_light_module_imports_offline():
         ".".join(("danlu", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
         for path in root.rglob("*.py")
     )
-    optional = ("vllm", "openai", "nicegui", "trl", "modelscope", "mlx_lm")
+    optional = ("vllm", "openai", "nicegui", "trl", "modelscope", "mlx", "mlx_lm")
     python(
         NO_NETWORK + "import importlib\n"
         f"for name in {names}:\n"

@@ -167,6 +167,9 @@ class Training(Section):
 
 
 class Sft(Training):
+    engine: Literal["danlu", "mlx"] = Field(
+        "danlu", description="what computes: torch | mlx-lm with LoRA (Apple silicon, danlu[mlx]), all else being equal"
+    )
     batch_size: int = Field(4, ge=1, description="rows of a step: batch_size x accumulation, over all processes")
     accumulation: int = Field(4, ge=1)
     micro_batch: int | Literal["auto"] | None = Field(
@@ -427,8 +430,10 @@ class Eval(Section):
     stop: list[Annotated[str, Field(min_length=1)]] = Field([], description="an answer also ends before any of these")
     samples: int = Field(1, ge=1, description="completions of a question; more than one needs a temperature")
     batch: int = Field(64, ge=1, description="answers written together at most; memory may allow fewer")
-    generate: Literal["local", "vllm"] = Field(
-        "local", description="what runs local weights: danlu's own decoder, or vLLM (a GPU, and danlu[vllm])"
+    generate: Literal["local", "vllm", "mlx"] = Field(
+        "local",
+        description="what runs local weights: danlu's own decoder | vLLM (a GPU, danlu[vllm]) | mlx-lm (Apple silicon,"
+        " danlu[mlx])",
     )
     seed: int = 0
 

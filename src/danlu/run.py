@@ -29,7 +29,10 @@ from typing import Any
 from danlu.errors import DanluError, Stopped
 
 SCHEMA_VERSION = 1
-PACKAGES = ("danlu", "torch", "transformers", "peft", "accelerate", "tokenizers", "tiktoken", "xllamacpp", "gguf")
+PACKAGES = (
+    *("danlu", "torch", "transformers", "peft", "accelerate", "tokenizers", "tiktoken", "xllamacpp", "gguf"),
+    *("mlx", "mlx-lm"),
+)
 
 
 def write_json(path: Path, value: Any) -> None:

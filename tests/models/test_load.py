@@ -454,6 +454,13 @@ def test_memory_that_is_refused_while_loading_is_an_error_with_a_way_out(tmp_pat
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
         (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommand"), True),
+        (
+            RuntimeError(
+                "[metal::malloc] Attempting to allocate 9 bytes which is greater than the maximum allowed buffer size"
+            ),
+            True,
+        ),
         (MemoryError(), True),
         (RuntimeError("size mismatch"), False),
         (OSError(2, "No such file"), False),

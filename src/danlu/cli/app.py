@@ -507,6 +507,27 @@ def merge(
         typer.echo(made["out"])
 
 
+@app.command(epilog="Example: danlu convert clinic-sft --out for-mlx")
+def convert(
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="A run, or a directory with an adapter of peft or of mlx-lm.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="New directory for the other kind.")],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="Its base, where the adapter names another one."),
+    ] = None,
+    verbose: Verbose = False,  # noqa: ARG001
+) -> None:
+    """Turn a peft adapter into one of mlx-lm, or the other way.
+
+    What comes from mlx-lm is then evaluated, merged and exported like any run's: danlu eval DIR, danlu merge DIR.
+    """
+    from danlu.cli.stages import convert_adapter
+
+    typer.echo(convert_adapter(adapter, out, base))
+
+
 class To(StrEnum):
     gguf = "gguf"
     lora = "gguf-lora"

@@ -40,7 +40,8 @@ class Check:
 def diagnose() -> list[Check]:
     """Every check, in the order they are printed; a check that itself fails is reported as broken."""
     checks: list[Check] = []
-    for probe in (_python, _packages, _device, _memory, _disk, _precision, _quantization, _vllm, _llama_cpp, _hub):
+    here = (_python, _packages, _device, _memory, _disk, _precision)
+    for probe in (*here, _quantization, _vllm, _mlx, _llama_cpp, _hub):
         try:
             found = probe()
         except Exception as error:  # a half-installed package may raise anything at import
@@ -174,6 +175,17 @@ def _vllm() -> list[Check]:
     version = _version("vllm")
     hint = "" if version else "for fast rollouts and serving on CUDA: pip install vllm"
     return [Check("vllm", "ok" if version else "gap", version or "missing", hint)]
+
+
+def _mlx() -> list[Check]:
+    version = _version("mlx-lm")
+    if version is None or _version("mlx") is None:
+        return [Check("mlx", "gap", "missing", 'for training on Apple silicon: pip install "danlu[mlx]"')]
+    try:
+        core = importlib.import_module("mlx.core")
+    except Exception as error:  # its binary may want another macOS; the default path does not need it
+        return [Check("mlx", "gap", f"mlx-lm {version} does not import: {error}", "pip install --force mlx mlx-lm")]
+    return [Check("mlx", "ok", f"mlx-lm {version} on the {'GPU' if core.metal.is_available() else 'CPU'}")]
 
 
 def _llama_cpp() -> list[Check]:

@@ -19,6 +19,7 @@ from danlu.data.files import SUFFIXES
 from danlu.display import say, warn
 from danlu.errors import DanluError
 from danlu.generate.open import is_address, open_generator
+from danlu.models import mlx_fit
 from danlu.recipe import Recipe, load, parse, runs_root, shipped
 from danlu.run import Run, list_runs, read_json, read_jsonl, write_json
 
@@ -108,6 +109,8 @@ def show_eval(
         return
     recipe, step, text = evaluation(target, overrides, suite, bench, start, run_name)
     if dry_run:
+        if not (is_address(target) or target.endswith(".gguf")):
+            mlx_fit.check(recipe, ["eval"])
         print(described(recipe, [step], as_json))
         return
     _check_questions(recipe)

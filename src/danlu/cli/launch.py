@@ -105,6 +105,8 @@ def refused(recipe: Recipe, stages: Stages, members: list[dict[str, Any]]) -> li
         try:
             if stage in ("sft", "grpo"):
                 sharding.check(recipe, stage)
+            if stage == "sft" and recipe.sft.engine == "mlx":
+                raise DanluError("sft.engine: mlx trains in one process", "sft.engine: danlu trains in several")
             if stage == "grpo" and recipe.grpo.engine == "trl":
                 trl.check(recipe.grpo, start)
         except DanluError as error:

@@ -20,6 +20,7 @@ import yaml
 from danlu.cli import launch
 from danlu.display import say, warn
 from danlu.errors import DanluError, Stopped
+from danlu.models import mlx_fit
 from danlu.recipe import Recipe, find, load, runs_root
 from danlu.run import Run, differing_keys, write_json
 from danlu.train import processes
@@ -245,6 +246,7 @@ def command(
     if dry_run:
         recipe = processes.lead(lambda: load(recipe_name, overrides))
         steps = plan(name, recipe, start, run_name)
+        mlx_fit.check(recipe, [step.stage for step in steps])
         group = launch.group(recipe, [(step.stage, step.start) for step in steps])
         print(described(recipe, steps, as_json, group), flush=True)
         launch.settled(group)
@@ -271,6 +273,7 @@ def _planned(
     """(recipe, steps, the recipe as written) of a command; DanluError where its runs cannot be made or resumed."""
     recipe = load(recipe_name, overrides)
     steps = plan(name, recipe, start, run_name)
+    mlx_fit.check(recipe, [step.stage for step in steps])
     if not resume:  # a used name is found now and not after hours
         for step in steps:
             refuse_used(step)
@@ -354,6 +357,7 @@ def merge_run(
 ) -> dict[str, Any]:
     """Merge the adapter of a trained run, or of a folder, into its base; see export.merged.merged_model."""
     from danlu.export.merged import merged_model
+    from danlu.models.locate import refuse_mlx
 
     run = find_run(name)
     artifact = run.artifact if run else Path(name)
@@ -361,9 +365,22 @@ def merge_run(
         run = open_run(name)
     if run and run.state() != "done":
         raise DanluError(f"{run.path} is {run.state()}, not done", "finish it first with --resume")
+    refuse_mlx(artifact)
     if not (artifact / "adapter_config.json").is_file():
         raise DanluError(f"{artifact} holds no adapter", "merge takes a finished sft or grpo run with method: lora")
     return merged_model(artifact, out or artifact.parent / "merged", dtype=dtype, base=base, check=check)
+
+
+def convert_adapter(name: str, out: Path, base: str | None) -> Path:
+    """Write the adapter of a run or a directory as the other kind (peft, mlx-lm) into `out`."""
+    from danlu.models.mlx_adapter import convert
+
+    source = Path(name) if (Path(name) / "adapter_config.json").is_file() else open_run(name).artifact
+    if not (source / "adapter_config.json").is_file():
+        raise DanluError(f"{source} holds no adapter", "this takes a finished sft or grpo run with method: lora")
+    kind = convert(source, out, base)
+    say(f"an adapter of {'mlx-lm' if kind == 'mlx' else kind}: {out}")
+    return out
 
 
 def plot_runs(names: list[str]) -> list[str]:

@@ -18,7 +18,8 @@ import numpy as np
 
 from danlu.errors import DanluError
 from danlu.export.gguf import architecture, interleave
-from danlu.export.merge import HEAD, open_adapter, scale
+from danlu.export.merge import HEAD, open_adapter
+from danlu.models.adapter import scale_of
 from danlu.run import read_json
 
 # largest mean KL in nats of llama.cpp's base + adapter against peft's, and least share of equal first choices
@@ -51,7 +52,7 @@ def write_lora(adapter_dir: Path, base_dir: Path, out: Path, *, name: str) -> Pa
             raise DanluError(f"the adapter changes {source}, which the base does not have", "is this the right base?")
         a, b = adapter.read(keys["A"]).float().numpy(), adapter.read(keys["B"]).float().numpy()
         rank = a.shape[0]
-        b = b * (scale(adapter.config, source.removesuffix(".weight"), rank) * rank / alpha)
+        b = b * (scale_of(adapter.config, source.removesuffix(".weight"), rank) * rank / alpha)
         if arch == gguf.MODEL_ARCH.LLAMA and (part := re.search(r"self_attn\.([qk])_proj\.", source)):
             heads = config["num_attention_heads"]
             b = interleave(b, heads if part[1] == "q" else config.get("num_key_value_heads") or heads)

@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from danlu import display
 from danlu.errors import DanluError
 from danlu.export.gguf import weight_files
+from danlu.models.adapter import scale_of
 from danlu.models.tokenizer import end_token_ids, load_tokenizer, token_ids
 from danlu.run import read_json, write_json
 
@@ -140,14 +141,6 @@ def _refuse(config: dict[str, Any]) -> None:
         raise DanluError("the adapter is for transposed weights (GPT-2), which are not merged", hint)
 
 
-def scale(config: dict[str, Any], module: str, rank: int) -> float:
-    """Weight of B @ A for `module`: peft's alpha_pattern (regular expressions on the end of the name) or lora_alpha."""
-    patterns = config.get("alpha_pattern") or {}
-    key = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
-    alpha = patterns[key] if key is not None else config["lora_alpha"]
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
 def _check_fit(name: str, shape: tuple[int, ...], adapter: Adapter, base: Path) -> None:
     """DanluError when what the adapter holds for the base's tensor `name` cannot be put into it."""
     for held in (adapter.replaced, adapter.base):
@@ -189,7 +182,7 @@ def _change(name: str, adapter: Adapter) -> Callable[[torch.Tensor, slice], torc
         magnitude = adapter.read(keys["magnitude"]).float().reshape(-1, 1) if "magnitude" in keys else None
     else:
         return None
-    weight = scale(adapter.config, module, right.shape[0])
+    weight = scale_of(adapter.config, module, right.shape[0])
 
     def changed(base: torch.Tensor, rows: slice) -> torch.Tensor:
         merged = base.float() + weight * (left[rows] @ right)

@@ -33,6 +33,13 @@ def open_generator(target: str, recipe: Recipe) -> Any:
 
         context = recipe.data.max_length + recipe.eval.max_tokens
         return VllmGenerator(recipe.model, start, name=name, context=context, seed=recipe.seed)
+    if recipe.eval.generate == "mlx":
+        from danlu.models.mlx_fit import check_installed
+
+        check_installed("eval.generate")
+        from danlu.generate import mlx
+
+        return mlx.opened(recipe.model, start, name=name, batch=recipe.eval.batch)
     from danlu.generate.local import LocalGenerator
     from danlu.models.load import load
 

@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -98,6 +100,14 @@ def _plain_name(name: str) -> str:
     for part in (".base_layer", ".original_module"):
         name = name.removesuffix(part)
     return name
+
+
+def scale_of(config: dict[str, Any], module: str, rank: int) -> float:
+    """Weight of B @ A for `module`: peft's alpha_pattern (regular expressions on the end of the name) or lora_alpha."""
+    patterns = config.get("alpha_pattern") or {}
+    key = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
+    alpha = patterns[key] if key is not None else config["lora_alpha"]
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
 # ---- modules that are trained in full

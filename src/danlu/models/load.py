@@ -157,7 +157,7 @@ def load(
             )
         model = _prepared(model, spec, lora, train, gradient_checkpointing)
         if adapter is not None:
-            model = _with_start(model, adapter, lora is not None)
+            model = with_start(model, adapter, lora is not None)
         if lora is not None:
             torch.manual_seed(seed)
             model = with_adapter(model, lora)
@@ -187,7 +187,7 @@ def _prepared(model: Any, spec: Model, lora: Lora | None, train: bool, gradient_
     return model
 
 
-def _with_start(model: Any, adapter: Path, more: bool) -> Any:
+def with_start(model: Any, adapter: Path, more: bool) -> Any:
     from peft import PeftModel
 
     config = read_json(adapter / "adapter_config.json")

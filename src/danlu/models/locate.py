@@ -36,6 +36,7 @@ def origin(spec: Model, start: str | None, *, weights: bool = True) -> tuple[Pat
         if not path.is_dir():
             raise DanluError(f"{start} has no artifact", "finish that run first (--resume)")
     if (path / "adapter_config.json").is_file():
+        refuse_mlx(path)
         if not (path / "danlu.json").is_file():
             used = read_json(path / "adapter_config.json").get("base_model_name_or_path")
             if not used:
@@ -46,6 +47,12 @@ def origin(spec: Model, start: str | None, *, weights: bool = True) -> tuple[Pat
     recorded = {**spec.model_dump(mode="json"), "id": str(path.resolve()) if path.is_dir() else start}
     recorded |= {"config": None, "revision": None}
     return base_dir(recorded, weights=weights), None, recorded
+
+
+def refuse_mlx(folder: Path) -> None:
+    """DanluError where an adapter is one of mlx-lm, which is converted first."""
+    if (folder / "adapters.safetensors").is_file() and not (folder / "adapter_model.safetensors").is_file():
+        raise DanluError(f"{folder} holds an adapter of mlx-lm", f"danlu convert {folder} --out DIR, then use DIR")
 
 
 def base_of(artifact: Path, *, weights: bool = True) -> Path:

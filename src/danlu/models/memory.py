@@ -13,12 +13,15 @@ from pathlib import Path
 from danlu.errors import DanluError
 from danlu.recipe import Model
 
-WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "bad_alloc")
+WORDS = (
+    *("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "bad_alloc"),
+    *("insufficient memory", "unable to allocate", "maximum allowed buffer size"),  # MLX on Metal
+)
 MAPPED = "cannot allocate memory"  # a file's, of the system
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether `error` says that memory was refused, in the words of CUDA, MPS, the C++ or Python allocator."""
+    """Whether `error` says that memory was refused, in the words of CUDA, MPS, MLX, the C++ or Python allocator."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

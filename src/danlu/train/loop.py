@@ -23,13 +23,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from danlu import display
 from danlu.errors import DanluError, Stopped
+from danlu.models.batch import Batch
 from danlu.models.decoder import fast_forward, supports
 from danlu.models.head import TokenLogProbs
 from danlu.models.kernels import can_compile
@@ -66,23 +67,41 @@ def _forward(model: Any, settings: Training, steps: int) -> tuple[bool, Any]:
     return True, fast_forward(model, compiled, hooked=processes.sharded())
 
 
+class Forward(Protocol):
+    """Log-probs of a Batch's targets by other means than torch; backward leaves gradients in torch's parameters."""
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, None]: ...
+    def memory(self) -> dict[str, int]: ...
+    def generator(self, name: str, batch: int) -> Any: ...
+
+
 class Loop:
     """The state of a training stage: weights, optimizer, step, best state, what was asked by a signal.
 
     `halvings`: how often micro-batches were halved because memory ran out. `stale`: evaluations since the best one.
+    `foreign`: what computes log-probs and gradients outside of torch (mlx); what is trained is then on the CPU.
     """
 
-    def __init__(self, run: Run, settings: Training, loaded: Loaded, steps: int, *, largest_is_best: bool) -> None:
+    def __init__(
+        self,
+        run: Run,
+        settings: Training,
+        loaded: Loaded,
+        steps: int,
+        *,
+        largest_is_best: bool,
+        foreign: Forward | None = None,
+    ) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from accelerate.utils import ProjectConfiguration
 
         trackers.check(settings.track)
         AcceleratorState._reset_state(reset_partial_state=True)  # a process may run several stages
-        self.run, self.settings, self.loaded, self.steps = run, settings, loaded, steps
+        self.run, self.settings, self.loaded, self.steps, self.foreign = run, settings, loaded, steps, foreign
         self.accelerator = Accelerator(
-            mixed_precision=precision(settings),
-            cpu=device().type == "cpu",
+            mixed_precision=precision(settings) if foreign is None else "no",
+            cpu=foreign is not None or device().type == "cpu",
             log_with=list(settings.track) or None,
             project_config=ProjectConfiguration(logging_dir=str(run.path / "trackers")),
         )
@@ -90,14 +109,17 @@ class Loop:
         if not started:
             raise DanluError("nothing to train: the model has no trainable parameters", "check lora.targets")
         processes.same("weights to start from", lambda: processes.checksum(started.values()))
-        self.fast, forward = _forward(loaded.model, settings, steps)
-        scored = TokenLogProbs(loaded.model, forward, loaded.tokenizer.pad_token_id)
-        if processes.sharded():
-            sharding.shard(scored, loaded.model)
+        self.fast = False
+        self.logprobs: Any = foreign
+        if foreign is None:
+            self.fast, forward = _forward(loaded.model, settings, steps)
+            scored = TokenLogProbs(loaded.model, forward, loaded.tokenizer.pad_token_id)
+            if processes.sharded():
+                sharding.shard(scored, loaded.model)
+            # "evaluation": mixed precision as ever, and no wrapper that would sum gradients a second time
+            self.logprobs = self.accelerator.prepare_model(scored, evaluation_mode=True)
         self.params = trainable(loaded.model)
         optimizer = make_optimizer(list(self.params.values()), settings.optimizer)
-        # "evaluation": mixed precision as ever, and no wrapper that would sum gradients a second time
-        self.logprobs = self.accelerator.prepare_model(scored, evaluation_mode=True)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.step = self.tokens = self.halvings = 0
         self.best: dict[str, Tensor] | None = None
@@ -313,11 +335,15 @@ class Loop:
 
     def measures(self) -> dict[str, float]:
         """What the last update took: seconds of its parts, bytes (the most of all processes); for the step's row."""
-        held = memory_fields()
+        held = self.memory()
         most = map(int, processes.most(*held.values()))
         return {name: round(value, 6) for name, value in self._parts.seconds().items()} | dict(
             zip(held, most, strict=True)
         )
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held, and held at most."""
+        return memory_fields() if self.foreign is None else self.foreign.memory()
 
     # ---- the best state
 

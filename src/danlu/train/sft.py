@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,18 +27,23 @@ from danlu.data.rows import TrainingRows
 from danlu.data.store import Store, open_store
 from danlu.errors import DanluError
 from danlu.generate.local import LocalGenerator
+from danlu.models import mlx_fit
 from danlu.models.batch import Batch, micro_batches, packed
+from danlu.models.load import Loaded
 from danlu.recipe import Recipe
 from danlu.records import Sample
 from danlu.run import Run
-from danlu.train import memory, processes, sharding, trackers
+from danlu.train import processes, sharding, trackers
 from danlu.train.ahead import Ahead
 from danlu.train.deliver import deliver
-from danlu.train.loop import Loop
+from danlu.train.loop import Forward, Loop
 from danlu.train.metrics import Clock
-from danlu.train.planned import loaded_for
+from danlu.train.planned import loaded_for, planned
 from danlu.train.schedule import row_order
 from danlu.train.watch import figures
+
+if TYPE_CHECKING:
+    from danlu.train.mlx import Reports
 
 Row = tuple[np.ndarray, np.ndarray]  # tokens and labels, int32 [length]
 
@@ -51,11 +56,12 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     settings = recipe.sft
     trackers.check(settings.track)
     sharding.check(recipe, "sft")
+    mlx_fit.check(recipe, ["sft"])
     prepared = prepare(recipe)
     write_rejected(run, prepared)
     watched = _watched(recipe, prepared.train)
     _check_what_is_measured(recipe, bool(prepared.valid))
-    loaded, micro = loaded_for(recipe, run, "sft", start)
+    loaded, foreign, micro = _loaded(recipe, run, start)
     settled = recipe.model_copy(update={"sft": settings.model_copy(update={"micro_batch": micro})})
     stored = partial(open_store, loaded.tokenizer, loaded.think, shape=shape_of(recipe))
     rendered = processes.in_turn(lambda: stored(prepared.train))
@@ -79,10 +85,21 @@ def sft(recipe: Recipe, run: Run, start: str | None = None) -> dict[str, Any]:
     effective = settings.batch_size * settings.accumulation
     total_rows = None if settings.steps else max(1, round(settings.epochs * len(rendered)))
     steps = settings.steps or math.ceil((total_rows or 1) / effective)
-    loop = Loop(run, settings, loaded, steps, largest_is_best=settings.best_on == "accuracy")
+    loop = Loop(run, settings, loaded, steps, largest_is_best=settings.best_on == "accuracy", foreign=foreign)
     loop.resume()
     rows = TrainingRows(recipe, loaded.tokenizer, loaded.think, prepared.train, rendered)
     return _train(loop, settled, rows, valid, watched, total_rows)
+
+
+def _loaded(recipe: Recipe, run: Run, start: str | None) -> tuple[Loaded, Forward | None, int]:
+    """(the model with what is trained of it, what computes in torch's place where that is not torch, micro-batch)."""
+    if recipe.sft.engine == "danlu":
+        loaded, micro = loaded_for(recipe, run, "sft", start)
+        return loaded, None, micro
+    from danlu.train import mlx
+
+    micro, recompute = planned(recipe, run, "sft", start)
+    return *mlx.load(recipe, start, recompute), micro
 
 
 def _watched(recipe: Recipe, train: list[Sample]) -> list[Sample]:
@@ -129,10 +146,11 @@ def _train(
 ) -> dict[str, Any]:
     settings = recipe.sft
     best_on = {"eval_loss": "eval_loss", "accuracy": "eval_accuracy"}[settings.best_on]
-    evaluate = partial(_evaluate, loop, recipe, valid, watched) if valid or watched else None
+    reports = _reports(loop)
+    evaluate = partial(_evaluate, loop, recipe, valid, watched, reports) if valid or watched else None
     # rows of the token set are at hand; masked ones are tokenised, which takes some milliseconds each
     drawn = Ahead(partial(_drawn, recipe, rows, total_rows), loop.steps if recipe.data.masking else 0)
-    loop.go("sft", partial(_step, loop, recipe, drawn), evaluate, best_on, settings.keep_best)
+    loop.go("sft", partial(_step, loop, recipe, drawn, reports), evaluate, best_on, settings.keep_best)
     if settings.keep_best:
         loop.use_best()
     deliver(loop, recipe)
@@ -146,7 +164,7 @@ def _train(
         "stopped_early": loop.stopped_early,
         "tokens": loop.tokens,
         "halvings": loop.halvings,
-        "peak_memory_bytes": memory.peak(),
+        "peak_memory_bytes": loop.memory()["peak_memory_bytes"],
     }
 
 
@@ -165,7 +183,18 @@ def _drawn(recipe: Recipe, rows: TrainingRows, total_rows: int | None, step: int
     return found, last / rows.count
 
 
-def _step(loop: Loop, recipe: Recipe, drawn: Ahead[tuple[list[Rendered], float]]) -> dict[str, Any]:
+def _reports(loop: Loop) -> Reports | None:
+    """What tells of steps in another engine's manner, for its users."""
+    if loop.foreign is None:
+        return None
+    from danlu.train.mlx import Reports
+
+    return Reports(loop.steps)
+
+
+def _step(
+    loop: Loop, recipe: Recipe, drawn: Ahead[tuple[list[Rendered], float]], reports: Reports | None
+) -> dict[str, Any]:
     """One update on the rows of this step, logged; what is shown of it."""
     clock = Clock()
     rows, epochs = drawn.of(loop.step)
@@ -177,8 +206,11 @@ def _step(loop: Loop, recipe: Recipe, drawn: Ahead[tuple[list[Rendered], float]]
     rate = loop.optimizer.param_groups[0]["lr"]
     row = {"step": loop.step, "epoch": round(epochs, 4), "loss": loss, "lr": rate, "grad_norm": norm}
     row |= {"tokens": loop.tokens, "supervised_tokens": supervised}
-    speed = sum(len(tokens) for tokens, _ in batch) / clock.lap()
+    seconds = clock.lap()
+    speed = sum(len(tokens) for tokens, _ in batch) / seconds
     loop.log({**row, "tokens_per_second": round(speed, 1), **loop.measures()})
+    if reports is not None:
+        reports.step(row, seconds)
     return {"loss": loss}
 
 
@@ -204,14 +236,25 @@ def _mean_loss(loop: Loop, batch: Batch, supervised: float) -> Tensor:
     return -loop.logprobs(batch)[0].sum() / supervised
 
 
-def _evaluate(loop: Loop, recipe: Recipe, valid: list[Row], watched: list[Sample]) -> dict[str, float]:
+def _evaluate(
+    loop: Loop, recipe: Recipe, valid: list[Row], watched: list[Sample], reports: Reports | None
+) -> dict[str, float]:
     found: dict[str, float] = {}
+    clock = Clock()
     if valid:
         found["eval_loss"] = _eval_loss(loop, valid, _capacity(recipe, loop.halvings))
+    if valid and reports is not None:
+        reports.evaluated(loop.step, found["eval_loss"], clock.lap())
     if watched:
-        with LocalGenerator(loop.loaded, name=loop.run.name, batch=recipe.eval.batch) as generator:
+        with _answering(loop, recipe) as generator:
             found |= figures(generator, watched, recipe.eval.max_tokens, loop.breathe, loop.together)
     return found
+
+
+def _answering(loop: Loop, recipe: Recipe) -> Any:
+    if loop.foreign is not None:
+        return loop.foreign.generator(loop.run.name, recipe.eval.batch)
+    return LocalGenerator(loop.loaded, name=loop.run.name, batch=recipe.eval.batch)
 
 
 @torch.no_grad()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from danlu.generate import Sampling
 from danlu.generate.local import LocalGenerator
 from danlu.records import Completion, Sample
 from danlu.rewards.verify import verify
 from danlu.train import processes
+
+if TYPE_CHECKING:
+    from danlu.generate.mlx import MlxGenerator
 
 MOST_TASKS = 12  # with more of them, tasks are not told apart
 
@@ -20,7 +23,7 @@ Together = Callable[[Callable[[], Answers]], list[Answers]]
 
 
 def answers(
-    generator: LocalGenerator,
+    generator: LocalGenerator | MlxGenerator,
     samples: Sequence[Sample],
     max_tokens: int,
     breathe: Breathe | None = None,
@@ -54,7 +57,7 @@ def tasks_of(samples: Sequence[Sample]) -> Counter[str]:
 
 
 def figures(
-    generator: LocalGenerator,
+    generator: LocalGenerator | MlxGenerator,
     samples: list[Sample],
     max_tokens: int,
     breathe: Breathe | None = None,
