@@ -36,6 +36,8 @@ ZH = {
     "importance matrix for K-quants: a file of llama-imatrix, or a .txt to make one from": (
         "K 量化的重要性矩阵：llama-imatrix 的文件，或用来测它的 .txt"
     ),
+    "licence of the model, for its card and the Modelfile": "模型的许可证，写进模型卡和 Modelfile",
+    "compare the files with their source before they are delivered": "交付前与源模型核对文件",
     "one or several; a Modelfile takes the first": "一个或几个；Modelfile 指向第一个",
     "config.json to build a model with random weights from (no download)": "按该 config.json 随机初始化（不下载）",
     "tokenizer directory or id, when it is not the model's": "分词器目录或 id；与模型不同源时才写",

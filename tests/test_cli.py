@@ -444,6 +444,7 @@ def test_verify_exits_1_when_a_check_fails(capsys, runs, monkeypatch, good):
 
     run = made(runs, "out", "export")
     (run.path / "model").mkdir()
+    (run.path / "model" / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
     run.artifact.mkdir()
     described = {"kind": "gguf", "gguf": "m.gguf", "quant": "q8_0", "source": "../model"}
     (run.artifact / "danlu.json").write_text(json.dumps(described))

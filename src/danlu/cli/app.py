@@ -531,17 +531,27 @@ def convert(
 class To(StrEnum):
     gguf = "gguf"
     lora = "gguf-lora"
+    ollama = "ollama"
 
 
-@app.command(epilog="Example: danlu export demo-sft --quant q4_k_m,f16")
+@app.command(epilog="Example: danlu export demo-sft --quant q4_k_m,f16 --to ollama")
 def export(
     target: Annotated[
-        str, typer.Argument(metavar="RECIPE|RUN|MODEL", help="A trained run, a model directory or id, or a recipe.")
+        str, typer.Argument(metavar="RECIPE|RUN|MODEL", help="A run, a model directory or id, or a recipe.")
     ],
     quant: Annotated[
         str | None, typer.Option(metavar="TYPES", help="One type or several with commas (export.quant).")
     ] = None,
-    to: Annotated[To | None, typer.Option("--to", help="The merged model, or the adapter beside its base.")] = None,
+    to: Annotated[
+        To | None,
+        typer.Option(
+            "--to", help="The merged model; the adapter beside its base; a model in Ollama (at $OLLAMA_HOST)."
+        ),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="QUESTION", help="Ask it in Ollama, with and without thinking.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check the files before delivering.")] = True,
     llama_cpp: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A checkout of llama.cpp: other architectures, its tools.")
     ] = None,
@@ -558,10 +568,21 @@ def export(
     verbose: Verbose = False,  # noqa: ARG001
     display: DisplayMode = Display.auto,  # noqa: ARG001
 ) -> None:
-    """Write GGUF files and an Ollama Modelfile, and check them."""
-    from danlu.cli.export import show_export
+    """Write GGUF files and an Ollama Modelfile, and check them.
 
-    given = {"quant": quant, "to": to and to.value, "llama_cpp": llama_cpp, "imatrix": imatrix}
+    With --to ollama the model is made there too, also of a finished export run.
+    """
+    from danlu.cli.export import show_export
+    from danlu.cli.verify import after_export
+
+    kind = to.value if to and to is not To.ollama else None
+    given = {
+        "quant": quant,
+        "to": kind,
+        "llama_cpp": llama_cpp,
+        "imatrix": imatrix,
+        "verify": None if verify else "false",
+    }
     show_export(
         target,
         overrides=[*(f"export.{key}={value}" for key, value in given.items() if value is not None), *(set_ or [])],
@@ -571,23 +592,30 @@ def export(
         force=force,
         dry_run=dry_run,
         as_json=json,
+        after=after_export(to.value if to else "", run, json),
     )
 
 
-@app.command(epilog="Example: danlu verify demo-export")
+@app.command(epilog="Example: danlu verify demo-export --suite clinic")
 def verify(
-    export: Annotated[str, typer.Argument(metavar="EXPORT", help="An export run, or the directory of its artifact.")],
+    export: Annotated[
+        str, typer.Argument(metavar="EXPORT", help="An export run, the directory of its artifact, or a file in it.")
+    ],
+    suite: Annotated[
+        str | None, typer.Option(help="Also ask these questions of the source and of each file: quick, clinic ...")
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,  # noqa: ARG001
     display: DisplayMode = Display.auto,  # noqa: ARG001
 ) -> None:
     """Check an export against the model it came from.
 
-    Logits, tokens, rendered prompts and stops; exit 1 if a check fails.
+    Tensors, logits, tokens, rendered prompts and stops; exit 1 if a check fails. With --suite also accuracy by
+    quantization, against size and speed, as table and plot.
     """
-    from danlu.cli.readers import show_verify
+    from danlu.cli.verify import show_verify
 
-    raise typer.Exit(show_verify(export, json))
+    raise typer.Exit(show_verify(export, suite, json))
 
 
 @app.command(epilog="Example: danlu chat demo-grpo --compare tiny")

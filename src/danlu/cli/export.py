@@ -6,6 +6,7 @@ A run brings the recipe it was made with; a model folder or id gets the defaults
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from danlu.cli import stages
 from danlu.cli.evaluation import check_gate
+from danlu.cli.verify import published
 from danlu.display import say
 from danlu.errors import DanluError
 from danlu.recipe import Recipe, parse, runs_root, shipped
@@ -29,14 +31,21 @@ def show_export(
     force: bool,
     dry_run: bool,
     as_json: bool,
+    after: Callable[[str], dict[str, Any]] | None = None,
 ) -> None:
-    """Export `target`; stdout gets the artifact's path or JSON."""
+    """Export `target`; stdout gets the artifact's path or JSON.
+
+    `after` gets the export's run, and is all that happens where `target` is an export already; what it returns joins
+    the JSON.
+    """
+    if after and not dry_run and published(target, after, as_json):
+        return
     run = stages.find_run(target)
     if not force:
         check_gate(start or (target if run else None))
     if run is None and not _is_model(target):
         options: dict[str, Any] = {"overrides": overrides, "start": start, "run_name": run_name, "resume": resume}
-        stages.command("export", target, **options, dry_run=dry_run, as_json=as_json)
+        stages.command("export", target, **options, dry_run=dry_run, as_json=as_json, after=after)
         return
     if start:
         raise DanluError(f"--from goes with a recipe; {target} is what is exported", f"danlu export {start}")
@@ -51,7 +60,11 @@ def show_export(
     say(f"export: {runs_root() / step.run} from {target}")
     made = stages.run_stage("export", recipe, step.run, start=target, recipe_text=text, resume=resume)
     outcome = stages.outcome_of("export", made)
-    print(json.dumps({"stages": [outcome]}, ensure_ascii=False) if as_json else outcome["artifact"])
+    if not as_json:
+        print(outcome["artifact"], flush=True)
+    more = after(str(made.path)) if after else {}
+    if as_json:
+        print(json.dumps({"stages": [outcome], **more}, ensure_ascii=False))
 
 
 def _is_model(target: str) -> bool:

@@ -13,7 +13,7 @@ from danlu.cli.stages import delivered, find_run, open_run
 from danlu.display import say, warn
 from danlu.errors import DanluError
 from danlu.recipe import load, runs_root, shipped
-from danlu.run import Run, list_runs, read_json, read_jsonl
+from danlu.run import Run, list_runs, read_jsonl
 
 # the number that stands for a run in `danlu ls`: the first of these in its results
 KEY_NUMBERS = ("accuracy", "reward", "eval_loss", "best_eval_loss", "valid_loss", "loss", "train_loss", "ok")
@@ -252,43 +252,6 @@ def print_verdict(comparison: dict[str, Any]) -> None:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
-
-
-def show_verify(name: str, as_json: bool) -> int:
-    """Print the checks of an export; 0 if all hold, else 1."""
-    run = find_run(name)
-    folder = run.artifact if run else Path(name)
-    if not (folder / "danlu.json").is_file():
-        raise DanluError(f"{name} holds no export", "give an export run, or the directory of its artifact")
-    made = read_json(folder / "danlu.json")
-    if made.get("kind") != "gguf":
-        raise DanluError(f"{name} holds a {made.get('kind', 'model')}, not a GGUF", "export it first: danlu export")
-    source = (folder / made["source"]).resolve()
-    if not source.is_dir():
-        raise DanluError(f"the model that it was made from is gone: {source}", "export again from the trained run")
-    from danlu.export.parity import verify
-
-    checks: list[dict[str, Any]] = []
-    for file in made.get("files", [made]):
-        found = verify(folder / file["gguf"], source, quant=file["quant"])
-        checks += ({**check, "file": file["gguf"]} for check in found["checks"])
-    report = {"ok": all(check["ok"] for check in checks), "checks": checks}
-    if as_json:
-        print_json(report)
-    else:
-        several = len({check["file"] for check in checks}) > 1
-        rows = [
-            (
-                *([check["file"]] if several else []),
-                check["name"],
-                "ok" if check["ok"] else "FAILED",
-                _short(check.get("value")),
-                _short(check.get("limit")),
-            )
-            for check in checks
-        ]
-        table((*(["FILE"] if several else []), "CHECK", "", "VALUE", "LIMIT"), rows)
-    return 0 if report["ok"] else 1
 
 
 def show_demo(seed: int, out: Path | None, as_json: bool) -> None:

@@ -152,7 +152,7 @@ def _leaked(recipe: Recipe, questions: dict[str, list[Any]]) -> set[tuple[str, s
 def _export(recipe: Recipe, run: Run, start: str | None) -> Any:
     from danlu.export.export import export
 
-    return export(recipe, run, start or recipe.model.id)
+    return export(recipe, run, start or recipe.model.id, check=recipe.export.verify, licence=recipe.export.licence)
 
 
 STAGES: dict[str, Callable[[Recipe, Run, str | None], Any]] = {
@@ -240,8 +240,12 @@ def command(
     resume: bool = False,
     dry_run: bool = False,
     as_json: bool = False,
+    after: Callable[[str], dict[str, Any]] | None = None,
 ) -> None:
-    """Body of `danlu run|sft|grpo|eval|export`: stdout gets the artifact path (or JSON) of each step."""
+    """Body of `danlu run|sft|grpo|eval|export`: stdout gets the artifact path (or JSON) of each step.
+
+    `after` gets the directory of the last run; what it returns joins the JSON.
+    """
     processes.start()
     if dry_run:
         recipe = processes.lead(lambda: load(recipe_name, overrides))
@@ -263,8 +267,9 @@ def command(
         done.append(outcome)
         if not as_json:
             print(outcome["artifact"], flush=True)
+    more = after(done[-1]["run"]) if after else {}
     if as_json:
-        print(json.dumps({"stages": done}, ensure_ascii=False))
+        print(json.dumps({"stages": done, **more}, ensure_ascii=False))
 
 
 def _planned(

@@ -187,6 +187,11 @@ def planned(model_dir: Path, quant: Quant) -> list[tuple[str, tuple[int, ...], g
     return [(one.name, one.shape, one.kind, stored_bytes(one.shape, one.kind)) for one in tensors]
 
 
+def source_tensors(model_dir: Path, config: dict[str, Any]) -> Iterator[_Tensor]:
+    """Every tensor of a model folder that a GGUF file holds, with its name there."""
+    return _plan(model_dir, config, architecture(config), "f32")
+
+
 def _opened(file: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 

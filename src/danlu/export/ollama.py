@@ -18,12 +18,16 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from danlu.errors import DanluError
 from danlu.recipe import Export
 from danlu.records import Message
 from danlu.think import Render, ThinkFormat
 
+# one instruction: a comment; a word with a text in three quotes, or with the rest of its line
+_LINE = re.compile(r'^(?:(#[^\n]*)|([A-Z]+) +(?:"""(.*?)"""|([^\n]*))|[^\n]*)$', re.M | re.S)
 _U1, _U2, _A1, _S = "u\u2460ser", "u\u2461ser", "a\u2460nswer", "s\u2460ystem"
 
 
@@ -95,8 +99,11 @@ def _cut(text: str, *marks: str) -> list[str]:
     return [*pieces, text]
 
 
-def render_layout(layout: Layout, messages: Sequence[Message], thinking: bool = True) -> str:
-    """The prompt for `messages` (ending with a user turn): what the Go template writes, in Python."""
+def render_layout(layout: Layout, messages: Sequence[Message], thinking: bool | None = None) -> str:
+    """The prompt for `messages` (ending with a user turn): what the Go template writes, in Python.
+
+    `thinking` None: left alone. Ollama itself switches it on then, where it finds think tags in the template.
+    """
     text = layout.start
     if messages[0]["role"] != "system":
         text += layout.default_system
@@ -104,11 +111,12 @@ def render_layout(layout: Layout, messages: Sequence[Message], thinking: bool = 
     for message in messages:
         opening, closing = around[message["role"]]
         text += opening + message["content"] + closing
-    return text + layout.generation + ("" if thinking else layout.thinking_off or "")
+    return text + layout.generation + (layout.thinking_off or "" if thinking is False else "")
 
 
-def check_chats() -> list[tuple[list[Message], bool]]:
-    """(messages, thinking) that templates are compared on: with and without system, turns, reasoning in history."""
+def check_chats() -> list[tuple[list[Message], bool | None]]:
+    """(messages, thinking) that templates are compared on: with and without system, turns, reasoning in history;
+    thinking left alone, on and off."""
     one: list[Message] = [{"role": "user", "content": "What is 2+2? 二加二?"}]
     turns: list[Message] = [
         *one,
@@ -122,12 +130,16 @@ def check_chats() -> list[tuple[list[Message], bool]]:
     ]
     system: Message = {"role": "system", "content": "You are careful.\n\n请用中文回答。"}
     chats = [one, turns, more, [system, *one], [system, *turns], [system, *more]]
-    return [(chat, thinking) for chat in chats for thinking in (True, False)]
+    return [(chat, thinking) for chat in chats for thinking in (None, True, False)]
 
 
-def _render(render: Render, messages: Sequence[Message], thinking: bool) -> str:
-    options = {} if thinking else {"enable_thinking": False}
-    return render(list(messages), add_generation_prompt=True, **options)
+def thinking_options(thinking: bool | None) -> dict[str, bool]:
+    """What a Jinja template is told of `thinking`."""
+    return {} if thinking is None else {"enable_thinking": thinking}
+
+
+def _render(render: Render, messages: Sequence[Message], thinking: bool | None) -> str:
+    return render(list(messages), add_generation_prompt=True, **thinking_options(thinking))
 
 
 def go_template(layout: Layout, think: ThinkFormat) -> str:
@@ -175,6 +187,8 @@ def modelfile(
         f"PARAMETER num_ctx {settings.num_ctx}",
         f"PARAMETER temperature {settings.temperature:g}",
         f"PARAMETER top_p {settings.top_p:g}",
+        "PARAMETER top_k 0",  # Ollama's own defaults would filter and punish repetition beside what was evaluated
+        "PARAMETER repeat_penalty 1",
     ]
     if settings.system:
         _quotable(settings.system, "export.system")
@@ -185,9 +199,41 @@ def modelfile(
     return "\n".join(lines) + "\n"
 
 
+def read_modelfile(path: Path) -> dict[str, Any]:
+    """What a Modelfile of ours says: {"from", "template", "system", "license", "parameters"}, as /api/create takes it.
+
+    DanluError for a line that `modelfile` does not write: Ollama knows more, its own command then has to read it.
+    """
+    found: dict[str, Any] = {"parameters": {}}
+    text = path.read_text(encoding="utf-8")
+    for line in _LINE.finditer(text):
+        comment, word, quoted, value = line.groups()
+        if comment is not None:
+            continue
+        value = quoted if quoted is not None else (value or "").strip()
+        if word == "PARAMETER":
+            name, _, setting = value.partition(" ")
+            if name == "stop":
+                found["parameters"].setdefault("stop", []).append(setting.strip().strip('"'))
+            else:
+                found["parameters"][name] = int(setting) if re.fullmatch(r"-?\d+", setting) else float(setting)
+        elif word in ("FROM", "TEMPLATE", "SYSTEM", "LICENSE"):
+            found[word.lower()] = value.removeprefix("./") if word == "FROM" else value
+        elif line[0].strip():
+            raise DanluError(f"{path}: {line[0].strip()[:60]!r} is not read here", f"ollama create NAME -f {path}")
+    if "from" not in found:
+        raise DanluError(f"{path} has no FROM", "export again")
+    return found
+
+
+def model_name(name: str) -> str:
+    """`name` in what Ollama takes: letters, digits, dots, dashes and underscores."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "danlu"
+
+
 def commands(name: str, folder: str) -> list[str]:
-    """What to type to run the model in Ollama, whose names take letters, digits, dots, dashes and underscores."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "danlu"
+    """What to type to run the model in Ollama."""
+    name = model_name(name)
     return [f"ollama create {name} -f {shlex.quote(f'{folder}/Modelfile')}", f"ollama run {name}"]
 
 

@@ -16,37 +16,47 @@ Not covered: contexts beyond some hundred tokens, sampling, tools, Ollama itself
 from __future__ import annotations
 
 import math
-import random
 import unicodedata
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from danlu import display
 from danlu.errors import DanluError
-from danlu.export.gguf import ARCHITECTURES, weight_files
-from danlu.export.ollama import check_chats, find_layout, render_layout
+from danlu.export import contents
+from danlu.export.contents import Check
+from danlu.export.gguf import weight_files
+from danlu.export.ollama import check_chats, find_layout, render_layout, thinking_options
+from danlu.export.probes import probe_prompts, probe_texts
 from danlu.generate import Sampling
 from danlu.generate.gguf import GgufGenerator, TokenTrace
 from danlu.models.tokenizer import end_token_ids, load_tokenizer, renderer, think_format, token_ids
 from danlu.records import Message
 from danlu.run import read_json
 
-# largest |log-prob difference| of tokens with p >= LIKELY, largest mean KL in nats, smallest greedy agreement.
-# Measured on small trained and random models: f32 1e-5 and 1e-9, f16 0.009 and 3e-7, bf16 0.06 and 1e-5, q8_0 0.36
-# and 4e-4; a wrong or missing tensor gives a KL above 0.1.
+# largest |log-prob difference| of tokens with p >= LIKELY, largest mean KL in nats, smallest greedy agreement; about
+# three to ten times what small trained and random models measure (docs/export.md), more in 4 and 5 bits, where larger
+# models measure more. A tensor in a wrong place is found by its rows, whatever these say.
 LIMITS: dict[str, tuple[float, float, float]] = {
     "f32": (1e-3, 1e-7, 1.0),
     "f16": (0.1, 1e-4, 0.98),
     "bf16": (0.5, 2e-3, 0.95),
     "q8_0": (1.0, 5e-3, 0.95),
-    "k": (3.0, 0.1, 0.85),
+    "q6_k": (2.0, 2e-2, 0.93),
+    "q5_k_m": (3.0, 5e-2, 0.9),
+    "q5_k_s": (3.0, 5e-2, 0.9),
+    "q5_0": (3.0, 5e-2, 0.9),
+    "q4_k_m": (4.0, 0.15, 0.85),
+    "q4_k_s": (4.0, 0.15, 0.85),
+    "q4_0": (5.0, 0.25, 0.8),
 }
+COARSE = (8.0, 1.0, 0.5)  # three bits and less
 TOP = 512  # tokens of a distribution that the server returns
 LIKELY = 1e-3
+REST = 1e-3  # of the probability, below which what no listed token has is rounding
 CONTEXT = 2048
-
-Check = dict[str, Any]
 
 
 def verify(
@@ -61,7 +71,8 @@ def verify(
 ) -> dict[str, Any]:
     """Compare the GGUF file with the transformers folder it was made from.
 
-    With `gguf_path` alone it is an export run, its artifact folder, or a GGUF file in one: danlu.json names the rest.
+    With `gguf_path` alone it is an export run or its artifact folder (the first file then), or a GGUF file in one:
+    danlu.json names the rest.
     `texts` default to `probe_texts()`, `prompts` to `probe_prompts()`; the latter should be what the model was
     trained to answer, then stops mean something. `greedy_tokens` are compared by log-probs, `answer_tokens` by where
     they end. Returns {"ok", "checks": [{"name", "ok", "value", "limit", ...}]}; a file that cannot be opened is one
@@ -69,12 +80,12 @@ def verify(
     """
     if model_dir is None or quant is None:
         gguf_path, model_dir, quant = _described(gguf_path)
-    limits = LIMITS.get(quant, LIMITS["k"])
+    limits = LIMITS.get(quant, COARSE)
     tokenizer = load_tokenizer(model_dir)
-    opened, reader = _file(gguf_path)
+    opened, reader = contents.opened(gguf_path)
     checks = [opened]
     if opened["ok"]:
-        checks.append(_metadata(reader, model_dir, tokenizer))
+        checks += [contents.metadata(reader, model_dir, tokenizer), contents.tensors(reader, model_dir)]
         try:
             server = GgufGenerator(gguf_path, think=think_format(model_dir, tokenizer), context=CONTEXT, exact=True)
         except DanluError as error:
@@ -108,7 +119,9 @@ def _described(path: Path) -> tuple[Path, Path, str]:
     source = (folder / told["source"]).resolve()
     if not source.is_dir():
         raise DanluError(f"the model it was made from is gone: {source}", "export again to compare")
-    return folder / told["gguf"], source, told["quant"]
+    files = told.get("files", [told])
+    file = next((file for file in files if path.is_file() and file["gguf"] == path.name), files[0])
+    return folder / file["gguf"], source, file["quant"]
 
 
 def failed(report: dict[str, Any]) -> list[str]:
@@ -116,49 +129,7 @@ def failed(report: dict[str, Any]) -> list[str]:
     return [check["name"] for check in report["checks"] if not check["ok"]]
 
 
-# ---- what is in the file
-
-
-def _file(path: Path) -> tuple[Check, Any]:
-    """Whether the file holds all the bytes that its header promises, and its reader (a large vocabulary takes it
-    seconds); None where it cannot be read."""
-    import gguf
-
-    reader = None
-    try:
-        reader = gguf.GGUFReader(path)
-        end = max((t.data_offset + t.n_bytes for t in reader.tensors), default=0)
-        size = path.stat().st_size
-        problem = "" if 0 < end <= size else f"{size} bytes, the header promises {end}"
-    except Exception as error:  # the reader meets damage with whatever numpy raises
-        problem = f"unreadable: {type(error).__name__}: {error}"
-    return {"name": "file", "ok": not problem, "value": problem or "complete", "limit": "complete"}, reader
-
-
-def _metadata(reader: Any, model_dir: Path, tokenizer: Any) -> Check:
-    import gguf
-
-    def field(key: str) -> Any:
-        found = reader.get_field(key)
-        return None if found is None else found.contents()
-
-    config = read_json(model_dir / "config.json")
-    arch = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config["architectures"][0]]]
-    template = tokenizer.chat_template
-    ids = end_token_ids(model_dir, tokenizer)
-    expected = {
-        "general.architecture": arch,
-        f"{arch}.block_count": config["num_hidden_layers"],
-        f"{arch}.embedding_length": config["hidden_size"],
-        f"{arch}.context_length": config["max_position_embeddings"],
-        "tokenizer.chat_template": template["default"] if isinstance(template, dict) else template,
-        "tokenizer.ggml.padding_token_id": tokenizer.pad_token_id,
-        "tokenizer.ggml.bos_token_id": tokenizer.bos_token_id,
-    }
-    different = [key for key, value in expected.items() if field(key) != value]
-    if field("tokenizer.ggml.eos_token_id") not in ids:
-        different.append("tokenizer.ggml.eos_token_id")
-    return {"name": "metadata", "ok": not different, "value": different, "limit": []}
+# ---- tokens and prompts
 
 
 def _end_tokens(server: GgufGenerator, model_dir: Path, tokenizer: Any) -> Check:
@@ -179,9 +150,6 @@ def _end_tokens(server: GgufGenerator, model_dir: Path, tokenizer: Any) -> Check
 
 def _texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return [text for text in tokenizer.convert_ids_to_tokens(list(ids)) if text]
-
-
-# ---- tokens and prompts
 
 
 def _token_ids(server: GgufGenerator, tokenizer: Any, texts: Sequence[str]) -> Check:
@@ -208,25 +176,30 @@ def _prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
 
 
 def _prompts(server: GgufGenerator, tokenizer: Any) -> list[Check]:
-    """Prompts of llama.cpp, and of the Modelfile's layout, that differ from transformers'."""
+    """Prompts of llama.cpp, and of the Modelfile's layout, that differ from transformers'; the former also as ids.
+
+    Without and with a system turn, several turns, thinking left alone, on and off.
+    """
     render, bos = renderer(tokenizer), tokenizer.bos_token or ""
     adds_bos = bool(bos) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     layout = find_layout(render, bos=bos, runtime_adds_bos=adds_bos)
-    wrong, wrong_layout = [], []
+    wrong, wrong_ids, wrong_layout = [], [], []
     for messages, thinking in (chats := check_chats()):
-        options = {} if thinking else {"enable_thinking": False}
-        expected = render(messages, add_generation_prompt=True, **options)
-        expected = expected.removeprefix(bos) if adds_bos else expected
+        options = thinking_options(thinking)
+        whole = render(messages, add_generation_prompt=True, **options)
+        expected = whole.removeprefix(bos) if adds_bos else whole
         found = server.render(messages, **options)
-        if (found.removeprefix(bos) if adds_bos else found) != expected:
+        found = found.removeprefix(bos) if adds_bos else found
+        if found != expected:
             wrong.append(found)
+        (ids,) = server.tokenize([found], add_special=adds_bos)
+        if ids != tokenizer(whole, add_special_tokens=False)["input_ids"]:
+            wrong_ids.append(found)
         if layout and render_layout(layout, messages, thinking) != expected:
             wrong_layout.append(render_layout(layout, messages, thinking))
     counted = {"limit": 0, "prompts": len(chats)}
-    checks = [{"name": "prompts", "ok": not wrong, "value": len(wrong), **counted, "examples": wrong[:1]}]
-    if layout:
-        checks.append({"name": "modelfile prompts", "ok": not wrong_layout, "value": len(wrong_layout), **counted})
-    return checks
+    kinds = [("prompts", wrong), ("prompt ids", wrong_ids), *([("modelfile prompts", wrong_layout)] if layout else [])]
+    return [{"name": name, "ok": not bad, "value": len(bad), **counted, "examples": bad[:1]} for name, bad in kinds]
 
 
 # ---- numbers
@@ -252,7 +225,7 @@ def _numbers(
             rows = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
         return rows.double().log_softmax(-1)  # (tokens, vocabulary)
 
-    differences, divergences, agreed, total, parted = [0.0], [], 0, 0, 0
+    differences, divergences, agreed, total, parted, source_ended = [0.0], [], 0, 0, 0, 0
     for prompt, trace, answer in zip(prompts, traces, answers, strict=True):
         expected = scored(prompt, trace.tokens)
         for row, token, top in zip(expected, trace.tokens, trace.top, strict=True):
@@ -264,6 +237,7 @@ def _numbers(
                 divergences.append(divergence)
         would_end = [int(token) in ends for token in scored(prompt, answer.tokens).argmax(-1)]
         parted += would_end != [token in ends for token in answer.tokens]
+        source_ended += any(would_end)
     ended = sum(answer.finish == "stop" for answer in answers)
     worst, mean = max(differences), sum(divergences) / max(len(divergences), 1)
     share = agreed / max(total, 1)
@@ -279,6 +253,7 @@ def _numbers(
             "limit": allowed,
             "of": len(prompts),
             "ended": ended,
+            "source_ended": source_ended,
         },
     ]
 
@@ -302,17 +277,20 @@ def _source(model_dir: Path) -> Any:
 def _distance(expected: Any, found: dict[int, float]) -> tuple[float, float]:
     """(largest |difference| of likely tokens, KL(source || file) in nats) at one position.
 
-    `expected`: log-probs (vocabulary,) of the source; `found`: the file's likeliest tokens. The rest is one event.
+    `expected`: log-probs (vocabulary,) of the source; `found`: the file's likeliest tokens. The rest is one event,
+    where it is more than rounding. Each term is p log(p/q) - p + q, whose sum is the KL and which
+    is of second order in the difference: llama.cpp's probabilities add up to 1 only within 1e-5, and the plain terms
+    would show just that.
     """
     import torch
 
     ids = torch.tensor(list(found))
     p, q = expected[ids], torch.tensor(list(found.values()), dtype=torch.float64)
     gap = (p - q).abs()[p.exp() >= LIKELY]
-    divergence = float((p.exp() * (p - q)).sum())
+    divergence = float((p.exp() * (p - q) - p.exp() + q.exp()).sum())
     rest_p, rest_q = (max(1 - float(x.exp().sum()), 0.0) for x in (p, q))
-    if len(found) < len(expected) and rest_p > 1e-6 and rest_q > 1e-6:
-        divergence += rest_p * math.log(rest_p / rest_q)
+    if len(found) < len(expected) and min(rest_p, rest_q) > REST:
+        divergence += rest_p * math.log(rest_p / rest_q) - rest_p + rest_q
     return float(gap.max()) if len(gap) else 0.0, max(divergence, 0.0)
 
 
@@ -323,18 +301,22 @@ def _reasoning(
     answers: list[TokenTrace],
     answer_tokens: int,
 ) -> Check:
-    """Well-formed answers whose reasoning the server left in the answer, or split elsewhere than we do.
+    """Well-formed answers whose reasoning is not where the server should put it, `reasoning_content`, or that it splits
+    elsewhere than we do; and any answer whose content holds a think tag.
 
     An answer that the model itself wrote badly (no closing tag, a second block) says nothing about the export.
     """
-    wrong, split = [], 0
-    for index, (completion,) in server.generate(chats, Sampling(max_tokens=answer_tokens)):
-        tokens = answers[index].tokens[: -1 if answers[index].finish == "stop" else None]
+    wrong, split, leaked = [], 0, 0
+    with ThreadPoolExecutor(server.parallel) as pool:
+        replies = list(pool.map(partial(server.reply, sampling=Sampling(max_tokens=answer_tokens)), chats))
+    for trace, (reasoning, content, _) in zip(answers, replies, strict=True):
+        tokens = trace.tokens[: -1 if trace.finish == "stop" else None]
         text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        reasoning, answer, well_formed = server.think.split(text)
-        split += well_formed
-        if well_formed and (completion.reasoning, completion.answer) != (reasoning, answer):
-            wrong.append(completion.text)
+        ours, answer, well_formed = server.think.split(text)
+        leaks = well_formed and (server.think.open in content or server.think.close in content)
+        split, leaked = split + well_formed, leaked + leaks
+        if leaks or (well_formed and (reasoning.strip(), content.strip()) != (ours, answer)):
+            wrong.append(content)
     return {
         "name": "reasoning",
         "ok": not wrong,
@@ -342,53 +324,6 @@ def _reasoning(
         "limit": 0,
         "of": len(chats),
         "well_formed": split,
+        "leaked": leaked,
         "examples": wrong[:1],
     }
-
-
-# ---- probes
-
-_WORDS = (  # noqa: SIM905  (a list of quoted words would be longer and harder to read)
-    "the patient I'm don't we'll They've HELLO World foo_bar x=1; return None # naïve café résumé Ångström "
-    "http://a.b/c?d=e&f=g user@example.com C++ 3.14159 1,234,567 2024-02-29 12:30 50% $9.99 №7 ½ ² ≥ → α-β 10⁻³ "
-    "今天天气很好 请问 怎么办？ 「引号」 《书名》 ，。！？；： 第3章 １２３ ＡＢＣ ①② 的 了 是 一 𠮷 龘 "
-    "繁體中文 検査 です カタカナ 한국어 안녕 русский Привет العربية ไทย हिन्दी Ελληνικά עברית "
-    "😀 👩\u200d⚕️ 🇨🇳 👍🏽 ❤️ 🧪 ☃ ♥ <b> </b> {{x}} [a](b) `code` --- ... … —— ~~ @@ \\n \\t"
-).split()
-_SPACES = (" ", "  ", "\n", "\n\n", "\t", " \n ", "", "", "\u3000", "\u00a0", "\r\n", "   \n")
-
-
-def probe_texts(terms: Sequence[str] = (), count: int = 2000, seed: int = 0) -> list[str]:
-    """At least `count` different short texts: scripts, emoji, digits, punctuation, white space, and `terms`."""
-    draw = random.Random(seed)
-    terms = terms if len(terms) <= count // 4 else draw.sample(list(terms), count // 4)
-    pieces = [*_WORDS, *terms]
-    texts = dict.fromkeys([*pieces, "<think>\na\n</think>\n\nb", " ", "\n", "a" * 300])
-    ideographs = [chr(code) for code in range(0x4E00, 0x9FA6)]
-    while len(texts) < count + 100:  # some fall together in NFC
-        kind, size = draw.random(), draw.randint(1, 9)
-        if kind < 0.55:
-            text = "".join(draw.choice(pieces) + draw.choice(_SPACES) for _ in range(size))
-        elif kind < 0.8:
-            text = "".join(draw.choices(ideographs, k=3 * size))
-        elif kind < 0.9:
-            text = f"{draw.randint(0, 10**size)}{draw.choice(('', '.', 'mg', '℃', '%', ' 岁'))}{draw.random():.3f}"
-        else:
-            text = draw.choice(_SPACES) + " ".join(draw.choices(pieces, k=size)) + draw.choice(_SPACES)
-        texts[text] = None
-    return list(texts)
-
-
-def probe_prompts() -> list[list[Message]]:
-    """Neutral chats for greedy answers: two languages, a system turn, several turns, a long question."""
-    return [
-        [{"role": "user", "content": "你好，请用一句话介绍你自己。"}],
-        [{"role": "user", "content": "What is 17 + 25? Think step by step."}],
-        [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "Name three rivers."}],
-        [
-            {"role": "user", "content": "一年有几个季节？"},
-            {"role": "assistant", "content": "四个。"},
-            {"role": "user", "content": "第二个叫什么？"},
-        ],
-        [{"role": "user", "content": "数一数：" + "，".join(str(n) for n in range(1, 90)) + "。下一个数是什么？"}],
-    ]

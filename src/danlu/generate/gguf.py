@@ -118,14 +118,19 @@ class GgufGenerator:
 
     def _answer(self, messages: Sequence[Message], sampling: Sampling, seed: int) -> Completion:
         try:
-            reply = self._post("/v1/chat/completions", _chat_body(messages, sampling, seed, self.thinking))
+            return completion(self.think, *self.reply(messages, sampling, seed))
         except DanluError as error:
             display.warn(error.message)
             return Completion("", "", "", "error", False)
-        choice = reply["choices"][0]
-        finish: Finish = "stop" if choice["finish_reason"] == "stop" else "length"
+
+    def reply(
+        self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None
+    ) -> tuple[str, str, Finish]:
+        """(reasoning, content, finish) of one answer, as the server gives them."""
+        choice = self._post("/v1/chat/completions", _chat_body(messages, sampling, seed, self.thinking))["choices"][0]
         message = choice["message"]
-        return completion(self.think, message.get("reasoning_content") or "", message.get("content") or "", finish)
+        finish: Finish = "stop" if choice["finish_reason"] == "stop" else "length"
+        return message.get("reasoning_content") or "", message.get("content") or "", finish
 
     def chat_stream(
         self, messages: Sequence[Message], sampling: Sampling | None = None
