@@ -10,6 +10,8 @@ import json
 import os
 import resource
 import shutil
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -399,6 +401,21 @@ def test_lora_targets_that_are_silently_left_out_are_told(
 
 
 # ---- resuming
+
+
+def test_a_slow_process_is_waited_for_and_one_that_stands_still_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coming up takes longer than the patience here; it ends by itself, as there is nothing to train."""
+    monkeypatch.setattr(training, "PATIENCE", 1)
+    monkeypatch.setattr(training, "_threads", lambda: 100)
+    still = training.Victim()
+    os.kill(still._process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            still.wait()
+    finally:
+        still.end()
+    monkeypatch.setattr(training, "IDLE", -1.0)  # even a machine that halts is waited for
+    assert training.Victim().wait() == (0, "nothing was said")
 
 
 def test_a_resumed_run_that_differs_is_found(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from danlu.errors import DanluError, Stopped
 from danlu.recipe import AnyReward, Recipe
 from danlu.rehearse.book import Book, Page
@@ -28,7 +30,8 @@ from danlu.run import Run, file_sha256, write_json
 
 STEPS = 2
 LARGE = 32_000  # tokens of a vocabulary from which on completions are short and groups small
-PATIENCE = 300  # seconds for the process that is to be killed
+PATIENCE = 300  # seconds of computing for the process that is to be killed, or of doing nothing
+IDLE = 1.0  # seconds that one which stands still may compute in that time
 FIGURES = (  # what a resumed run must repeat; seconds and memory need not
     *("step", "epoch", "loss", "grad_norm", "lr", "tokens", "eval_loss", "eval_accuracy"),
     *("kl", "reward", "reward_std", "completion_length"),
@@ -114,9 +117,21 @@ class Victim:
         self._process.stdin.flush()
 
     def wait(self) -> tuple[int, str]:
-        """(exit status, what it said last) of the process, once it has ended; TimeoutExpired after PATIENCE."""
-        _, told = self._process.communicate(timeout=PATIENCE)
-        return self._process.returncode, (told.strip().splitlines() or ["nothing was said"])[-1]
+        """(exit status, what it said last) of the process, once it has ended.
+
+        TimeoutExpired when it has computed for PATIENCE, or done nothing for as long: a busy machine is no fault of it.
+        """
+        before = 0.0
+        while True:
+            try:
+                _, told = self._process.communicate(timeout=PATIENCE)
+                return self._process.returncode, (told.strip().splitlines() or ["nothing was said"])[-1]
+            except subprocess.TimeoutExpired:
+                times = psutil.Process(self._process.pid).cpu_times()
+                used = times.user + times.system
+                if used > PATIENCE * _threads() or used - before <= IDLE:
+                    raise
+                before = used
 
     def end(self) -> None:
         """End the process, if it still runs."""
@@ -212,7 +227,7 @@ def resume(act: Act, page: Page) -> None:
     try:
         status, last = act.victim.wait()
     except subprocess.TimeoutExpired:
-        page.error(when, f"a second process did not reach step {STEPS} within {PATIENCE} s")
+        page.error(when, f"a second process did not reach step {STEPS} in {PATIENCE} s of computing")
         return
     if status != -signal.SIGKILL:
         page.error(when, f"the process to be killed ended by itself ({status}): {last}")
