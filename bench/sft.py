@@ -337,7 +337,11 @@ def main() -> None:
             path.write_text(json.dumps({**shape, **REST, "vocab_size": 151936, "eos_token_id": 151645}))
         given: dict[str, Any] = {"shared": str(shared), "config": str(large), "length": 1024, "warm": 2}
         given |= {"steps": 2 if own.quick else own.steps}
-        theirs = THEIRS_CUDA if own.device == "cuda" else THEIRS
+        from danlu.models.load import native_bf16
+
+        theirs = dict(THEIRS_CUDA if own.device == "cuda" else THEIRS)
+        if own.device == "cpu" and native_bf16():
+            theirs.pop("trl fp32, packing")  # several times slower there
         if own.device == "cuda":
             given |= {"model": {"dtype": "bf16"}, "warm": 5, "sft": {"micro_batch": 4}}
             given["steps"] = 3 if own.quick else max(20, own.steps)

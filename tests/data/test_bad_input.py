@@ -270,7 +270,7 @@ CHINESE = '{"question": "什么釉？", "answer": "青瓷"}\n' * 3
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (gzip.compress(GOOD.encode()), "is gzip-compressed\nhint: unpack it first: gunzip "),
+        (gzip.compress(GOOD.encode(), mtime=0), "is gzip-compressed\nhint: unpack it first: gunzip "),
         (bz2.compress(GOOD.encode()), "is bzip2-compressed"),
         (lzma.compress(GOOD.encode()), "is xz-compressed\nhint: unpack it first: unxz "),
         (b"\x28\xb5\x2f\xfd\x04\x00", "is zstd-compressed"),
