@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from danlu.errors import DanluError
+from danlu.export import parity
 from danlu.export.gguf import write_gguf
 from danlu.export.parity import LIMITS, failed, probe_prompts, probe_texts, verify
+from danlu.models.locate import base_dir
 from danlu.models.tokenizer import load_tokenizer
 from tiny_models import CHATS, build, trained
 
@@ -92,6 +94,31 @@ def test_other_architectures_pass_in_f32(architecture: str, kind: str, tmp_path:
     path = write_gguf(tmp_path / "model", tmp_path / "m.gguf", "f32")
     report = verify(path, tmp_path / "model", quant="f32", texts=TEXTS)
     assert report["ok"], report
+
+
+def test_the_distance_is_the_kl_without_the_normalisers_rounding() -> None:
+    logits = torch.randn(900, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    p = logits.log_softmax(0)
+    q = (logits + 0.05 * torch.randn(900, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).log_softmax(
+        0
+    )
+    every = dict(enumerate(q.tolist()))
+    kl = float((p.exp() * (p - q)).sum())
+    assert parity._distance(p, every)[1] == pytest.approx(kl, rel=1e-9)
+    top = {int(i): float(q[i]) for i in q.topk(512).indices}
+    assert kl * 0.8 < parity._distance(p, top)[1] <= kl  # the rest is one event
+    off = {int(i): float(p[i]) + 1e-4 for i in p.topk(512).indices}
+    gap, divergence = parity._distance(p, off)
+    assert (gap, divergence) == (pytest.approx(1e-4), pytest.approx(0, abs=1e-12))
+    lost = {int(i): float(p[i]) - 0.01 for i in p.topk(512).indices}  # more than rounding: it went to the rest
+    assert parity._distance(p, lost)[1] > 1e-5
+
+
+def test_the_tiny_base_passes_in_f32(tmp_path: Path) -> None:
+    path = write_gguf(base_dir({"id": "tiny"}), tmp_path / "m.gguf", "f32")
+    report = verify(path, base_dir({"id": "tiny"}), quant="f32", texts=TEXTS)
+    assert report["ok"], report
+    assert check(report, "KL")["value"] < 1e-9
 
 
 def test_a_wrong_template_is_named(copy: Path) -> None:

@@ -96,7 +96,7 @@ def quant_plot(found: dict[str, Any], title: str) -> Picture:
         right.set_xlabel("speed, tokens a second")
         left.set_title(title)
         left.set_ylabel("right answers")
-        left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        left.yaxis.set_major_formatter(PercentFormatter(1))
         note = f"line: the source, {source['accuracy']:.1%} of {found['n']:,}; bars: paired 95 % intervals against it"
         figure.text(0.125, -0.06, note, color=QUIET, fontsize=8.5)
 
@@ -105,7 +105,7 @@ def quant_plot(found: dict[str, Any], title: str) -> Picture:
 
 def _points(ax: Axes, source: dict[str, Any], points: Sequence[tuple[float, dict[str, Any]]]) -> None:
     ax.axhline(source["accuracy"], color=GREY, lw=1.2, ls=(0, (4, 3)))
-    near, last = 0.09 * max((x for x, _ in points), default=1.0), -1e9
+    near, last = 0.15 * max((x for x, _ in points), default=1.0), -1e9
     for x, side in sorted(points, key=lambda point: point[0]):
         color = WARM if side["verdict"] == "worse" else DARK
         low, high = (min(1.0, max(0.0, source["accuracy"] + end)) for end in side["difference_ci"])
