@@ -78,6 +78,10 @@ def serving(*args: str, **named: str) -> Iterator[Served]:
             print("exit code and stderr:", served.ended())
         raise
     finally:
+        if served.process.poll() is None:
+            served.process.terminate()  # it removes its temporary folder
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            served.process.wait(30)
         served.process.kill()
         served.process.wait()
         for pipe in (served.process.stdout, served.process.stderr):
@@ -295,12 +299,20 @@ def test_an_engine_that_dies_is_told(gguf: Path) -> None:
     assert "llama.cpp ended with exit code -9" in errors
 
 
-def test_nothing_is_left_when_the_process_is_killed(gguf: Path) -> None:
-    with serving(str(gguf)) as served:
+def test_nothing_is_left_when_the_process_is_killed(gguf: Path, tmp_path: Path) -> None:
+    with serving(str(gguf), TMPDIR=str(tmp_path)) as served:
         engine = served.engine()
         served.process.kill()
         psutil.wait_procs([engine], timeout=30)
         assert not engine.is_running()
+        served.process.wait()
+    (left,) = tmp_path.glob("danlu-serve-*")
+    with serving(str(gguf), TMPDIR=str(tmp_path)) as served:
+        assert not left.exists()  # the next one cleans up, but not after one that is at work
+        with serving(str(gguf), TMPDIR=str(tmp_path)):
+            assert len(list(tmp_path.glob("danlu-serve-*"))) == 2
+        assert served.end()[0] == 0
+    assert list(tmp_path.glob("danlu-serve-*")) == []
 
 
 def test_a_port_that_is_taken_and_other_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import shutil
 import socket
 import tempfile
 from pathlib import Path
@@ -36,7 +37,7 @@ def show_serve(
     if not key and not _local(host):
         warn(f"anyone who reaches {host} may ask: --api-key lets in only those who know $DANLU_API_KEY")
     sock = open_socket(host, port)
-    with sock, tempfile.TemporaryDirectory(prefix="danlu-serve-") as temporary:
+    with sock, _folder() as temporary:
         run = find_run(target)
         if run is not None and run.state() != "done":
             raise DanluError(f"{run.path} is {run.state()}, not done", "finish it first with --resume")
@@ -54,6 +55,17 @@ def show_serve(
             return serve(engine, sock, Path(temporary), verbose=verbose, ready=ready)
         except Stopped as error:  # it had not answered yet
             raise Stopped("stopped while the model was loading", "", error.exit_code) from None
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for what this process writes; those that killed ones have left are removed first."""
+    import psutil
+
+    for left in Path(tempfile.gettempdir()).glob("danlu-serve-*-*"):
+        pid = left.name.split("-")[2]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"danlu-serve-{os.getpid()}-")
 
 
 def _key(name: str) -> str:
