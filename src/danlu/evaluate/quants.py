@@ -105,17 +105,17 @@ def quant_plot(found: dict[str, Any], title: str) -> Picture:
 
 def _points(ax: Axes, source: dict[str, Any], points: Sequence[tuple[float, dict[str, Any]]]) -> None:
     ax.axhline(source["accuracy"], color=GREY, lw=1.2, ls=(0, (4, 3)))
-    near, last = 0.15 * max((x for x, _ in points), default=1.0), -1e9
-    for x, side in sorted(points, key=lambda point: point[0]):
+    end = max((x for x, _ in points), default=1.0)
+    for x, side in points:
         color = WARM if side["verdict"] == "worse" else DARK
-        low, high = (min(1.0, max(0.0, source["accuracy"] + end)) for end in side["difference_ci"])
+        low, high = (min(1.0, max(0.0, source["accuracy"] + gap)) for gap in side["difference_ci"])
         ax.plot([x, x], [low, high], color=color, lw=2, alpha=0.55, solid_capstyle="round")
         ax.plot(x, side["accuracy"], "o", color=color, ms=7, mec="white", mew=0.8, zorder=4)
         ax.annotate(
-            side["name"], (x, high), (0, 16 if x - last < near else 5), textcoords="offset points", ha="center",
-            fontsize=9,
+            side["name"], (x, side["accuracy"]), (7, 0), textcoords="offset points", va="center", fontsize=9,
+            bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.6},
+            zorder=5,
         )  # fmt: skip
-        last = x
-    ax.margins(x=0.14, y=0.22)
-    ax.set_xlim(left=0)
+    ax.margins(y=0.22)
+    ax.set_xlim(0, 1.25 * end)  # room for the last name
     ax.xaxis.set_major_locator(MaxNLocator(6))
