@@ -161,3 +161,13 @@ def failure(what: str, hint: str = "") -> None:
     what, hint = (" ".join(text.splitlines()) for text in (what, hint))
     sys.stderr.write(f"{error}error:{end} {what}\n" + (f"{tip}hint:{end} {hint}\n" if hint else ""))
     sys.stderr.flush()
+
+
+def duration(seconds: float | None) -> str:
+    """7.2 -> "7 s", 4000 -> "1.1 h"; the units are the same in both languages."""
+    if seconds is None:
+        return ""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from danlu.recipe import Recipe
 from danlu.run import Run
+from danlu.train.sft import sft
 from tiny_models import CHATS
 
 
@@ -56,3 +60,11 @@ def recipe(base: Path, rows: Path | None = None, **sections: Any) -> Recipe:
 
 def new_run(path: Path, made: Recipe, stage: str = "sft", **more: Any) -> Run:
     return Run.create(path, stage, made.resolved(), seed=made.seed, **more)
+
+
+def trained(made: Any, path: Path, start: str | None = None) -> tuple[Run, dict[str, torch.Tensor]]:
+    """The finished run of an SFT stage, and its adapter's tensors."""
+    run = new_run(path, made)
+    with run.recording():
+        run.record(**sft(made, run, start))
+    return run, load_file(run.artifact / "adapter_model.safetensors")

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_training import new_run, recipe, write_questions, write_rows
+from small_training import new_run, recipe, trained, write_questions, write_rows
 
 from danlu.cli import main
 from danlu.errors import DanluError, Stopped
@@ -39,13 +39,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "rows.jsonl")
-
-
-def trained(made: Any, path: Path, start: str | None = None) -> tuple[Run, dict[str, torch.Tensor]]:
-    run = new_run(path, made)
-    with run.recording():
-        run.record(**sft(made, run, start))
-    return run, load_file(run.artifact / "adapter_model.safetensors")
 
 
 def curve(run: Run, *keys: str) -> list[float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.cli.stages import delivered, find_run, open_run
-from danlu.display import say, warn
+from danlu.display import duration, say, warn
 from danlu.errors import DanluError
 from danlu.recipe import load, runs_root, shipped
 from danlu.run import Run, list_runs, read_jsonl
@@ -135,16 +135,6 @@ def show_runs(as_json: bool) -> None:
         age = f"{duration(now - row['created'])} ago" if row.get("created") else ""
         cells.append((row["name"], row["stage"] or "", row["status"], number, age, duration(row.get("seconds"))))
     table(("NAME", "STAGE", "STATUS", "RESULT", "STARTED", "TOOK"), cells)
-
-
-def duration(seconds: float | None) -> str:
-    """7.2 -> "7 s", 4000 -> "1.1 h"."""
-    if seconds is None:
-        return ""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def lineage(run: Run) -> list[str]:

@@ -215,16 +215,6 @@ def short_name(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
-def duration(seconds: float | None) -> str:
-    """7.2 -> "7 s", 4000 -> "1.1 h"; the units are the same in both languages."""
-    if seconds is None:
-        return ""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
-
-
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from nicegui import ui
 
+from danlu.display import duration
 from danlu.errors import DanluError
 from danlu.studio import ask, shell
-from danlu.studio.overview import duration
 from danlu.studio.place import place
 from danlu.studio.shell import element
 from danlu.studio.words import t

@@ -7,11 +7,12 @@ from typing import Any
 
 from nicegui import ui
 
+from danlu.display import duration
 from danlu.errors import DanluError
 from danlu.run import Run
 from danlu.studio import jobs, overview, shell, troubles
 from danlu.studio.curves import Metrics
-from danlu.studio.overview import Overview, duration, told
+from danlu.studio.overview import Overview, told
 from danlu.studio.pages import plots, written
 from danlu.studio.pages.runs import STATUS, graph
 from danlu.studio.place import place

@@ -7,8 +7,9 @@ from typing import Any
 
 from nicegui import ui
 
+from danlu.display import duration
 from danlu.studio import overview, shell
-from danlu.studio.overview import Overview, duration, overviews, told
+from danlu.studio.overview import Overview, overviews, told
 from danlu.studio.place import place
 from danlu.studio.shell import address, element, link
 from danlu.studio.words import t
