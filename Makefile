@@ -13,7 +13,7 @@ demo: .venv/.stamp
 	$(BIN)/danlu demo
 
 test: .venv/.stamp-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --timeout 300
 
 test-slow: .venv/.stamp-dev
 	$(BIN)/python -m pytest -m slow

@@ -79,7 +79,7 @@ def test_a_judge_that_is_away_for_a_while_costs_nothing_but_time() -> None:
 
 def test_a_judge_that_is_down_for_good_is_an_error_that_can_be_resumed() -> None:
     with FakeServer(lambda *_: error(500, "oops")) as server, Rewards([judge(server, retries=0)]) as rewards:
-        with pytest.raises(DanluError, match="failed 20 times in a row") as caught:
+        with pytest.raises(DanluError, match=r"failed 2\d times in a row") as caught:
             rewards.score_all([asked()] * 40, [said(f"{i}") for i in range(40)], THINK)
         assert "--resume" in caught.value.hint
     with pytest.raises(DanluError, match="cannot be reached"):
