@@ -5,13 +5,15 @@
                                                      # are always appended to bench/results/sft.json
     python -m bench.sft --quick --json               # a small shape, short rows
 
-Every side runs in a process of its own on the same rows in the same order: LoRA r=16 on all linear layers, four rows a
-step, no accumulation. Tokens are those of the rows, without padding; the first steps (compilation) do not count.
+Every side runs in a process of its own, and they take turns (the speed of a shared machine drifts; medians over the
+rounds count), on the same rows in the same order: LoRA r=16 on all linear layers, four rows a step, no accumulation.
+Tokens are those of the rows, without padding; the first steps (compilation) do not count.
 TRL runs as it comes (autocast to bf16, gradient checkpointing, padding), as its best stock setting elsewhere (bf16
 weights and autocast, packing, no checkpointing), and as its best on a CPU without bf16 units (fp32, packing, no
 checkpointing); `best` is the fastest of them. The share of the peak is counted in floating point operations that LoRA
-needs (2 forward and 2 backward a frozen weight and token) against this machine's measured matrix product. Ours runs in
-the dtype that `auto` takes (bf16 where the CPU has units for it, else fp32; see `dtype`).
+needs (2 forward and 2 backward a frozen weight and token) against the fastest of this machine's measured matrix
+products (`matmul_median` is the usual one). Ours runs in the dtype that `auto` takes (bf16 where the CPU has units for
+it, else fp32; see `dtype`).
 On a GPU both sides have bf16 weights, no checkpointing and four rows a forward, and TRL its liger kernels.
 The losses of 30 steps at a small shape, in fp32 on both sides, are held against transformers' and peft's own forward,
 row by row.
@@ -236,7 +238,7 @@ def plain(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def matmul(given: dict[str, Any]) -> dict[str, Any]:
-    """The best of many products of a layer's size, in floating point operations a second, by dtype."""
+    """Products of a layer's size: floating point operations a second, fastest first, by dtype."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -245,15 +247,15 @@ def matmul(given: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = (torch.randn(n, hidden, device=device).to(dtype) for n in (length, inner))
-        best = float("inf")
-        for _ in range(5):
+        seconds = []
+        for _ in range(9):
             start = time.perf_counter()
             for _ in range(10):
                 a @ b.t()
             if device == "cuda":
                 torch.cuda.synchronize()
-            best = min(best, (time.perf_counter() - start) / 10)
-        found[name] = 2.0 * length * hidden * inner / best
+            seconds.append((time.perf_counter() - start) / 10)
+        found[name] = [2.0 * length * hidden * inner / one for one in sorted(seconds)]
     return found
 
 
@@ -269,11 +271,27 @@ def in_a_process(side: str, given: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def case(given: dict[str, Any], theirs: dict[str, Any], device: str) -> dict[str, Any]:
-    """Speed and memory of one shape on both sides."""
-    top = in_a_process("matmul", given)
-    own = in_a_process("ours", given)
-    others = {name: in_a_process("trl", given | {"how": how}) for name, how in theirs.items()}
+def middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """One side over its rounds: medians, the spread of all steps, the largest peak."""
+    spreads = [rate for one in rounds for rate in one["spread"]]
+    rates = [one["tokens_per_second"] for one in rounds]
+    told = rounds[-1] | {"tokens_per_second": round(statistics.median(rates), 1), "rounds": rates}
+    if "flops_per_second" in told:
+        told["flops_per_second"] = statistics.median(one["flops_per_second"] for one in rounds)
+    return told | {"spread": [min(spreads), max(spreads)], "peak_bytes": max(one["peak_bytes"] for one in rounds)}
+
+
+def case(given: dict[str, Any], theirs: dict[str, Any], device: str, rounds: int) -> dict[str, Any]:
+    """Speed and memory of one shape on all sides, which take turns."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("matmul", "ours", *theirs)}
+    for _ in range(rounds):
+        found["matmul"].append(in_a_process("matmul", given))
+        found["ours"].append(in_a_process("ours", given))
+        for name, how in theirs.items():
+            found[name].append(in_a_process("trl", given | {"how": how}))
+    products = {name: [rate for one in found["matmul"] for rate in one[name]] for name in ("fp32", "bf16")}
+    top = {name: max(rates) for name, rates in products.items()}
+    own, others = middle(found["ours"]), {name: middle(found[name]) for name in theirs}
     best = max(others, key=lambda name: others[name]["tokens_per_second"])
     other = others[AGAINST[device]]
     ratio, to_best = (own["tokens_per_second"] / one["tokens_per_second"] for one in (other, others[best]))
@@ -293,6 +311,7 @@ def case(given: dict[str, Any], theirs: dict[str, Any], device: str) -> dict[str
         "best": best,
         "ratio_to_best": round(to_best, 2),
         "matmul_peak": top,
+        "matmul_median": {name: statistics.median(rates) for name, rates in products.items()},
         "share_of_peak": shares,
         "goal": GOALS[device],
         "ok": ok,
@@ -322,7 +341,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["speed", "curves"])
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--given", type=json.loads)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps of each side")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of each side in a round")
+    parser.add_argument("--rounds", type=int, default=2, help="how often the sides take turns")
     own = parser.parse_args()
     if own.side:
         print(json.dumps(SIDES[own.side](own.given)))
@@ -349,8 +369,9 @@ def main() -> None:
         cases: list[dict[str, Any]] = []
         exact = {"precision": "fp32"}
         if own.only != "curves":
+            rounds = 1 if own.quick else own.rounds
             chosen = {name: how for name, how in theirs.items() if name == AGAINST[own.device] or not own.quick}
-            cases.append(case({**tiny, "length": 128, "warm": 1} if own.quick else given, chosen, own.device))
+            cases.append(case({**tiny, "length": 128, "warm": 1} if own.quick else given, chosen, own.device, rounds))
         if own.only != "speed":
             cases.append(curves({**tiny, "steps": 3 if own.quick else 30, "model": {"dtype": "fp32"}, "sft": exact}))
     result = {"name": "sft", "device": own.device, "cases": cases, "ok": all(one["ok"] for one in cases)}
