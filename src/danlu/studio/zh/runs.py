@@ -21,7 +21,7 @@ TEXTS = {
     "Model": "模型",
     "Started": "开始于",
     "Took": "用时",
-    "{time} ago": "{time} 前",
+    "{time} ago": "{time}前",
     "running": "进行中",
     "done": "完成",
     "failed": "失败",
