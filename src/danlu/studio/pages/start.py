@@ -218,7 +218,7 @@ def _widget(field: Field, draft: Draft, touch: Callable[[str, Any], None], label
     else:
         control = ui.input(label, value=value).props("outlined dense debounce=400")
     if field.description:
-        control.props["hint" if field.kind != "switch" else "title"] = field.description
+        control.props["hint" if field.kind != "switch" else "title"] = t(field.description)
 
     def changed(e: events.ValueChangeEventArguments) -> None:
         try:

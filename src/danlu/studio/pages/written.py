@@ -68,9 +68,8 @@ class Texts:
             ahead.props["aria-label"] = t("Step after")
             ahead.set_enabled(place < len(steps) - 1)
             if len(steps) > 2:
-                slider = ui.slider(min=0, max=len(steps) - 1, step=1, value=place).classes("wide-slider")
-                slider.props["aria-label"] = t("Step")
-                slider.on("change", lambda e: self._go(steps[int(e.args)]))
+                slider = shell.slider(t("Step"), len(steps) - 1, place, lambda at: self._go(steps[at]), "change")
+                slider.classes("wide-slider")
 
     def _go(self, step: int) -> None:
         self.step, self.newest = step, step == max(self.samples.steps)
