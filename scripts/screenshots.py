@@ -2,8 +2,9 @@
 
     python scripts/screenshots.py [--runs DIR] [--out DIR] [--only PAGE ...]
 
-Without --runs a demo is run first, in a folder that is removed at the end (some minutes on two cores). The studio is
-driven in Debian's Chromium, as in the browser tests; pictures are reduced to a palette, so that each stays small.
+The demo is run first (some minutes on two cores), unless the runs folder holds it already; it stays there, so that
+pictures can be taken again. The studio is driven in Debian's Chromium, as in the browser tests; pictures are reduced to
+a palette, so that each stays small.
 """
 
 from __future__ import annotations
@@ -25,24 +26,20 @@ WIDTH, HEIGHT = 1280, 800
 COLOURS = 128  # of a picture
 MOST_BYTES = 150_000
 THEMES = ("light", "dark")
+RUNS = Path(tempfile.gettempdir()) / "clinic" / "runs"
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--runs", type=Path, help="a runs folder in which `danlu run demo --name demo` has run")
+    options.add_argument("--runs", type=Path, default=RUNS, help=f"where the demo is run (default: {RUNS})")
     options.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
     options.add_argument("--only", nargs="*", default=list(PAGES), choices=list(PAGES), metavar="PAGE")
     asked = options.parse_args()
-    with tempfile.TemporaryDirectory(prefix="danlu-shots-") as folder:
-        runs = asked.runs or demo(Path(folder))
-        take(runs.resolve(), asked.out, asked.only)
-
-
-def demo(folder: Path) -> Path:
-    """A runs folder with the demo's five runs."""
-    environment = os.environ | {"DANLU_RUNS": str(folder / "runs")}
-    subprocess.run([sys.executable, "-m", "danlu", "run", "demo", "--name", "demo"], env=environment, check=True)
-    return folder / "runs"
+    runs = asked.runs.resolve()
+    if not (runs / "demo-export" / "artifact").is_dir():
+        command = [sys.executable, "-m", "danlu", "run", "demo", "--name", "demo"]
+        subprocess.run(command, env=os.environ | {"DANLU_RUNS": str(runs)}, check=True)
+    take(runs, asked.out, asked.only)
 
 
 # ---- what each page is made to show
@@ -79,7 +76,7 @@ def _data(page: Any) -> None:
     page.goto("/data?of=run:demo-sft")
     page.get_by_role("button", name="Check").click()
     page.get_by_text("Length of the rows").wait_for(timeout=240_000)
-    slider = page.locator(".q-slider [tabindex]").first
+    slider = page.get_by_role("slider")
     slider.focus()
     for _ in range(24):
         slider.press("ArrowLeft")
