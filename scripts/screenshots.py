@@ -45,6 +45,11 @@ def main() -> None:
 # ---- what each page is made to show
 
 
+def _top(page: Any, part: str) -> None:
+    """Scroll so that a part stands right beneath the head."""
+    page.evaluate("part => { document.querySelector(part).scrollIntoView(); scrollBy(0, -76); }", part)
+
+
 def _runs(page: Any) -> None:
     page.goto("/")
     page.get_by_role("link", name="demo-sft", exact=True).wait_for()
@@ -64,7 +69,7 @@ def _rollouts(page: Any) -> None:
     page.goto("/run/demo-grpo")
     page.get_by_role("tab", name="Rollouts").click()
     page.get_by_text("Gold answer:").first.wait_for()
-    page.mouse.wheel(0, 330)
+    _top(page, "details.group[open]")
 
 
 def _start(page: Any) -> None:
@@ -74,22 +79,25 @@ def _start(page: Any) -> None:
 
 def _data(page: Any) -> None:
     page.goto("/data?of=run:demo-sft")
-    page.get_by_role("button", name="Check").click()
-    page.get_by_text("Length of the rows").wait_for(timeout=240_000)
+    told = page.get_by_text("Length of the rows")
+    told.or_(page.get_by_text("These rows have not been checked yet.")).wait_for()
+    if not told.is_visible():  # it is kept once it was asked
+        page.get_by_role("button", name="Check").click()
+    told.wait_for(timeout=240_000)
     slider = page.get_by_role("slider")
     slider.focus()
     for _ in range(24):
         slider.press("ArrowLeft")
     page.get_by_text("of the rows are longer").wait_for()
-    page.evaluate("document.activeElement.blur(); scrollTo(0, 190)")
+    page.evaluate("document.activeElement.blur()")
+    _top(page, ".verdict")
 
 
 def _rows(page: Any) -> None:
     _data(page)
     page.get_by_role("button", name="Show rows").click()
     page.locator(".tokens").nth(2).wait_for(timeout=240_000)
-    page.get_by_text("Rows as the model sees them").scroll_into_view_if_needed()
-    page.evaluate("document.querySelector('.legend').closest('.card').scrollIntoView(); scrollBy(0, -80)")
+    _top(page, ".card:has(> .legend)")
 
 
 def _verdict(page: Any) -> None:
@@ -100,7 +108,7 @@ def _verdict(page: Any) -> None:
 def _questions(page: Any) -> None:
     _verdict(page)
     page.locator("details.item summary").first.click()
-    page.evaluate("document.querySelector('details.item').closest('.card').scrollIntoView(); scrollBy(0, -80)")
+    _top(page, ".card:has(details.item)")
 
 
 def _chat(page: Any) -> None:

@@ -211,6 +211,48 @@ def test_two_models_answer_one_question(walked: Walk, chromium: str) -> None:
         assert texts[0] != texts[1]
 
 
+# ---- the other language
+
+# besides what users and models wrote, code, names, and the codes of how an answer was read
+ENGLISH = """() => {
+  const left = "pre, code, .mono, .text-block, .tokens, .question, [translate=no], table, svg, .node, .check-line, h1";
+  const told = [...document.querySelectorAll("#content *, .q-dialog *")].filter(e => !e.closest(left))
+    .map(e => [...e.childNodes].filter(one => one.nodeType == 3).map(one => one.data).join(" "));
+  return [...new Set(told.filter(text => /[A-Za-z]{2,}( [A-Za-z]{2,}){3}/.test(text)))]; }"""
+
+
+@pytest.mark.slow
+def test_chinese_pages_hold_no_english_sentence(walked: Walk, chromium: str) -> None:
+    served, description = walked.served, "A short walk through the miniature clinic"
+    found = {}
+    with looking(chromium, served, language="zh") as page:
+        for path, part in (
+            ("/", ".runs-table a"),
+            ("/run/walk-sft", "canvas"),
+            ("/run/walk-eval", ".card"),
+            ("/verdict", "details.item"),
+            ("/chat", ".side-by-side"),
+            ("/export?run=walk-export", ".check-line"),
+        ):
+            page.goto(path)
+            page.locator(part).first.wait_for()
+            found[path] = page.evaluate(ENGLISH)
+            if path == "/":
+                assert re.search(r"\d (秒|分钟|小时)前", page.locator(".runs-table").inner_text())
+        page.goto("/data?of=run:walk-sft")
+        page.get_by_role("button", name="检查").click()
+        page.get_by_text("长度分布").wait_for(timeout=240_000)
+        assert page.get_by_text(re.compile(r"\d 个错误，\d 个警告：")).is_visible()
+        found["/data"] = page.evaluate(ENGLISH)
+        page.goto("/start?recipe=walk.yaml")
+        for section in page.locator(".q-expansion-item").all():
+            section.locator(".q-item").first.click()
+        page.get_by_text("一次前向最多容纳这么多倍的 data.max_length 个 token").wait_for()
+        page.get_by_text("0 为贪心").first.wait_for()
+        found["/start"] = [text for text in page.evaluate(ENGLISH) if text != description]
+    assert {path: texts for path, texts in found.items() if texts} == {}
+
+
 # ---- a run's curves
 
 
@@ -264,7 +306,7 @@ def test_curves_are_smoothed_put_on_other_axes_and_over_one_another(walked: Walk
         page.get_by_label("Draw over it").click()
         page.get_by_role("option", name="other-sft").click()
         page.keyboard.press("Escape")
-        assert set(_until(page, lambda found: len(found["names"]) > 1)["names"]) == set(both["names"])
+        _until(page, lambda found: set(found["names"]) == set(both["names"]))
         page.locator(".overlay .q-chip__icon--remove").click()
         _until(page, lambda found: found["names"] == alone["names"])
 

@@ -11,6 +11,8 @@ import string
 from pathlib import Path
 
 import danlu.data
+import danlu.evaluate
+import danlu.rewards
 import danlu.studio
 from danlu import recipe
 from danlu.studio import form
@@ -19,6 +21,8 @@ from danlu.studio.zh import CHINESE
 
 ROOT = Path(danlu.studio.__file__).parent
 CHECK = [Path(danlu.data.__file__).parent / name for name in ("findings.py", "token_findings.py", "page.py")]
+PAGE = Path(danlu.evaluate.__file__).parent / "compare_page.py"
+READING = [Path(danlu.rewards.__file__).parent / f"{name}.py" for name in ("verify", "choice", "open_answers")]
 
 SAYING = {"t": (0,), "page": (1,), "Trouble": (0, 1), "Chart": (0,), "Line": (1,)}  # function -> places of texts
 FOUND = {"finding": (4, 5), "Finding": (4, 5), "near": (3,)}  # the same for the data check
@@ -31,8 +35,10 @@ TABLES_OF_CHECK = {"findings": ("ENOUGH",), "token_findings": ("OVERLONG", "ENOU
 def spoken() -> set[str]:
     """Texts that are given to `t`: at once, or by way of the functions and tables above."""
     found = {field.description for field in form.fields() if field.description}
+    found |= {recipe.load(name).description for name in recipe.shipped()}
     found |= {text for path in sources() for node in given(path, SAYING) for text in texts(node)}
     found |= {text for path in CHECK for node in given(path, FOUND) for text in texts(node)}
+    found |= {text for node in given(PAGE, {"say": (0,)}) for text in texts(node)}
     for module, names in TABLES_OF_CHECK.items():
         tables = vars(importlib.import_module(f"danlu.data.{module}"))
         found |= {text for name in names for text in tables[name].values()}
@@ -83,7 +89,7 @@ def texts(node: ast.expr) -> set[str]:
 def written() -> set[str]:
     constants = {
         node.value
-        for path in [*sources(), *CHECK]
+        for path in [*sources(), *CHECK, PAGE, *READING]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
