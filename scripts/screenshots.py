@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "studio"))
 
 WIDTH, HEIGHT = 1280, 800
-COLOURS = 128  # of a picture
+COLOURS = 256  # of a picture
 MOST_BYTES = 150_000
 THEMES = ("light", "dark")
 RUNS = Path(tempfile.gettempdir()) / "clinic" / "runs"
@@ -174,7 +174,7 @@ def small(png: bytes) -> bytes:
     colours = COLOURS
     while True:
         found = io.BytesIO()
-        picture.quantize(colours, dither=Image.Dither.NONE).save(found, "PNG", optimize=True)
+        picture.quantize(colours, kmeans=1, dither=Image.Dither.NONE).save(found, "PNG", optimize=True)
         if found.tell() < MOST_BYTES or colours <= 16:
             return found.getvalue()
         colours //= 2

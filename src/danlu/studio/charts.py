@@ -125,7 +125,7 @@ def options(
             "nameLocation": "middle",
             "nameGap": 24,
             "nameTextStyle": {"color": QUIET, "fontSize": 11},
-            "splitNumber": 4,
+            "splitNumber": 5,
             "minInterval": 0 if axis == "seconds" else 1,
             "axisLabel": {"color": QUIET, "fontSize": 11, "hideOverlap": True, **_time_label(axis, say)},
             "axisLine": {"lineStyle": {"color": RULE}},
