@@ -2,8 +2,9 @@
 
     python scripts/screenshots.py [--runs DIR] [--out DIR] [--only PAGE ...]
 
-Without --runs a demo is run first, in a folder that is removed at the end (some minutes on two cores). The studio is
-driven in Debian's Chromium, as in the browser tests; pictures are reduced to a palette, so that each stays small.
+The demo is run first (some minutes on two cores), unless the runs folder holds it already; it stays there, so that
+pictures can be taken again. The studio is driven in Debian's Chromium, as in the browser tests; pictures are reduced to
+a palette, so that each stays small.
 """
 
 from __future__ import annotations
@@ -22,30 +23,31 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "studio"))
 
 WIDTH, HEIGHT = 1280, 800
-COLOURS = 128  # of a picture
+COLOURS = 256  # of a picture
 MOST_BYTES = 150_000
 THEMES = ("light", "dark")
+RUNS = Path(tempfile.gettempdir()) / "clinic" / "runs"
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--runs", type=Path, help="a runs folder in which `danlu run demo --name demo` has run")
+    options.add_argument("--runs", type=Path, default=RUNS, help=f"where the demo is run (default: {RUNS})")
     options.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
     options.add_argument("--only", nargs="*", default=list(PAGES), choices=list(PAGES), metavar="PAGE")
     asked = options.parse_args()
-    with tempfile.TemporaryDirectory(prefix="danlu-shots-") as folder:
-        runs = asked.runs or demo(Path(folder))
-        take(runs.resolve(), asked.out, asked.only)
-
-
-def demo(folder: Path) -> Path:
-    """A runs folder with the demo's five runs."""
-    environment = os.environ | {"DANLU_RUNS": str(folder / "runs")}
-    subprocess.run([sys.executable, "-m", "danlu", "run", "demo", "--name", "demo"], env=environment, check=True)
-    return folder / "runs"
+    runs = asked.runs.resolve()
+    if not (runs / "demo-export" / "artifact").is_dir():
+        command = [sys.executable, "-m", "danlu", "run", "demo", "--name", "demo"]
+        subprocess.run(command, env=os.environ | {"DANLU_RUNS": str(runs)}, check=True)
+    take(runs, asked.out, asked.only)
 
 
 # ---- what each page is made to show
+
+
+def _top(page: Any, part: str) -> None:
+    """Scroll so that a part stands right beneath the head."""
+    page.evaluate("part => { document.querySelector(part).scrollIntoView(); scrollBy(0, -76); }", part)
 
 
 def _runs(page: Any) -> None:
@@ -67,7 +69,7 @@ def _rollouts(page: Any) -> None:
     page.goto("/run/demo-grpo")
     page.get_by_role("tab", name="Rollouts").click()
     page.get_by_text("Gold answer:").first.wait_for()
-    page.mouse.wheel(0, 330)
+    _top(page, "details.group[open]")
 
 
 def _start(page: Any) -> None:
@@ -77,22 +79,25 @@ def _start(page: Any) -> None:
 
 def _data(page: Any) -> None:
     page.goto("/data?of=run:demo-sft")
-    page.get_by_role("button", name="Check").click()
-    page.get_by_text("Length of the rows").wait_for(timeout=240_000)
-    slider = page.locator(".q-slider [tabindex]").first
+    told = page.get_by_text("Length of the rows")
+    told.or_(page.get_by_text("These rows have not been checked yet.")).wait_for()
+    if not told.is_visible():  # it is kept once it was asked
+        page.get_by_role("button", name="Check").click()
+    told.wait_for(timeout=240_000)
+    slider = page.get_by_role("slider")
     slider.focus()
     for _ in range(24):
         slider.press("ArrowLeft")
     page.get_by_text("of the rows are longer").wait_for()
-    page.evaluate("document.activeElement.blur(); scrollTo(0, 190)")
+    page.evaluate("document.activeElement.blur()")
+    _top(page, ".verdict")
 
 
 def _rows(page: Any) -> None:
     _data(page)
     page.get_by_role("button", name="Show rows").click()
     page.locator(".tokens").nth(2).wait_for(timeout=240_000)
-    page.get_by_text("Rows as the model sees them").scroll_into_view_if_needed()
-    page.evaluate("document.querySelector('.legend').closest('.card').scrollIntoView(); scrollBy(0, -80)")
+    _top(page, ".card:has(> .legend)")
 
 
 def _verdict(page: Any) -> None:
@@ -103,7 +108,7 @@ def _verdict(page: Any) -> None:
 def _questions(page: Any) -> None:
     _verdict(page)
     page.locator("details.item summary").first.click()
-    page.evaluate("document.querySelector('details.item').closest('.card').scrollIntoView(); scrollBy(0, -80)")
+    _top(page, ".card:has(details.item)")
 
 
 def _chat(page: Any) -> None:
@@ -169,7 +174,7 @@ def small(png: bytes) -> bytes:
     colours = COLOURS
     while True:
         found = io.BytesIO()
-        picture.quantize(colours, dither=Image.Dither.NONE).save(found, "PNG", optimize=True)
+        picture.quantize(colours, kmeans=1, dither=Image.Dither.NONE).save(found, "PNG", optimize=True)
         if found.tell() < MOST_BYTES or colours <= 16:
             return found.getvalue()
         colours //= 2

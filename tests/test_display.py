@@ -84,3 +84,9 @@ def test_colour_only_on_a_terminal_that_wants_it(capsys, monkeypatch, no_colour)
         monkeypatch.setenv(name, value)
     display.failure("x")
     assert ("\033" in capsys.readouterr().err) is (not no_colour)
+
+
+def test_durations() -> None:
+    assert [display.duration(one) for one in (None, -1, 7.2, 90, 4000, 100_000)] == [
+        *("", "0 s", "7 s", "1.5 min", "1.1 h", "1.2 d")
+    ]

@@ -166,8 +166,8 @@ def findings_of_the_code() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name in ("findings", "token_findings"):
         for node in ast.walk(ast.parse((ROOT / "src" / "danlu" / "data" / f"{name}.py").read_text(encoding="utf-8"))):
-            called = isinstance(node, ast.Call) and getattr(node.func, "id", "").lower() == "finding"
-            parts = node.args if called else node.elts if isinstance(node, ast.Tuple) else []  # type: ignore[attr-defined]
+            called = isinstance(node, ast.Call) and getattr(node.func, "id", "").lower() in ("finding", "near")
+            parts = node.args if called else []  # type: ignore[attr-defined]
             if len(parts) > 3 and isinstance(parts[0], ast.Constant) and isinstance(parts[0].value, str):
                 levels = {part.value for part in ast.walk(parts[1]) if isinstance(part, ast.Constant)}
                 found[parts[0].value] = levels & {"error", "warning", "info"}

@@ -191,4 +191,3 @@ def test_completions_are_parted(output: str, parts: tuple[str, str]) -> None:
 
 def test_numbers_for_people() -> None:
     assert [run_facts.size(value) for value in (12, 4140, 4.14e6, 5e9)] == ["12 bytes", "4.14 kB", "4.14 MB", "5 GB"]
-    assert [run_facts.seconds(value) for value in (None, 7.2, 4000, 100_000)] == ["", "7 s", "1.1 h", "1.2 d"]

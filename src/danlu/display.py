@@ -164,7 +164,7 @@ def failure(what: str, hint: str = "") -> None:
 
 
 def duration(seconds: float | None) -> str:
-    """7.2 -> "7 s", 4000 -> "1.1 h"; the units are the same in both languages."""
+    """7.2 -> "7 s", 4000 -> "1.1 h"; "" for None."""
     if seconds is None:
         return ""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):

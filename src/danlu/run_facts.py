@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.errors import DanluError
-from danlu.run import Run, differing_keys, iter_jsonl, list_runs, read_json
+from danlu.run import Run, iter_jsonl, list_runs, read_json
 
 Row = dict[str, Any]
 CLOSINGS = ("</think>", "</reasoning>")  # of reasoning, in completions
@@ -222,9 +222,31 @@ def changes(run: Run) -> tuple[str, list[tuple[str, Any, Any]]]:
     above = parent_runs(run)
     if not above:
         return "", []
-    there, here = above[0].config(), run.config()
-    keys = differing_keys(there, here)
-    return above[0].name, [(key, _at(there, key), _at(here, key)) for key in keys]
+    found = differences({"there": above[0].config(), "here": run.config()})
+    return above[0].name, [(key, values["there"], values["here"]) for key, values in found]
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value; lists are values."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def differences(configs: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """(key, name -> value) of the keys in which resolved recipes differ, in the recipe's order."""
+    flats = {name: flat(config) for name, config in configs.items()}
+    keys = dict.fromkeys(key for one in flats.values() for key in one)
+    found = []
+    for key in keys:
+        values = {name: one.get(key) for name, one in flats.items()}
+        if any(value != next(iter(values.values())) for value in values.values()):
+            found.append((key, values))
+    return found
 
 
 def overrides(run: Run) -> list[str]:
@@ -232,12 +254,6 @@ def overrides(run: Run) -> list[str]:
     file = run.path / "recipe.yaml"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return [line.removeprefix("# --set ") for line in lines if line.startswith("# --set ")]
-
-
-def _at(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = config.get(part) if isinstance(config, dict) else None
-    return config
 
 
 # ---- what the model wrote
@@ -306,13 +322,3 @@ def size(count: float) -> str:
         if count >= least:
             return f"{count / least:.3g} {unit}"
     return f"{count:.0f} bytes"
-
-
-def seconds(value: float | None) -> str:
-    """7.2 -> "7 s", 4000 -> "1.1 h"; "" where it is not known."""
-    if value is None:
-        return ""
-    for least, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if value >= least:
-            return f"{value / least:.1f} {unit}"
-    return f"{value:.0f} s"

@@ -18,6 +18,7 @@ import yaml
 
 from danlu import run_facts
 from danlu.data.page import document, figures
+from danlu.display import duration
 from danlu.evaluate import plots, report
 from danlu.evaluate.report import answer_box, figure, interval, percent, plain, section, side, table, text
 from danlu.evaluate.verdict import p_text, points
@@ -83,7 +84,7 @@ def _head(run: Run, info: Mapping[str, Any]) -> str:
     parts = [
         f'<b class="{STATES.get(state, "")}">{plain({"started": "at work"}.get(state, state))}</b>',
         f"{plain(info.get('stage', '?'))} run",
-        plain(run_facts.seconds(info.get("seconds"))),
+        plain(duration(info.get("seconds"))),
         f"begun {plain(began)}" if began else "",
         f"recipe {plain(config.get('name', '?'))}",
         f"model {plain(run_facts.origin(run))}",

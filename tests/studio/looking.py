@@ -53,6 +53,11 @@ def widest(page: Any) -> int:
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
+def landmarks(page: Any) -> list[str]:
+    """The main landmarks of a page; there is one."""
+    return page.evaluate("[...document.querySelectorAll('main, [role=main]')].map(e => e.className)")
+
+
 def unnamed(page: Any) -> list[str]:
     """Controls that a screen reader could not name."""
     return page.evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +14,8 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from danlu.recipe import load
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,17 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 _opener = urllib.request.build_opener(_Stay, urllib.request.ProxyHandler({}))
 
 
+def hundreds(root: Path) -> None:
+    """200 finished runs, run-000 to run-199, the last one the newest."""
+    config = json.dumps(load("demo").resolved())
+    for i in range(200):
+        folder = root / f"run-{i:03}"
+        folder.mkdir()
+        info = {"name": folder.name, "stage": "sft", "status": "done", "created": float(i), "results": {"loss": 0.1}}
+        (folder / "run.json").write_text(json.dumps(info))
+        (folder / "config.json").write_text(config)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -51,10 +65,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(root: Path, *args: str, cwd: Path | None = None) -> Iterator[Served]:
-    """A studio over `root` until the block ends. `args`: of the command, besides the port."""
+def serving(root: Path, *args: str, cwd: Path | None = None, **variables: str) -> Iterator[Served]:
+    """A studio over `root` until the block ends. `args`: of the command, besides the port; `variables`: its own."""
     port = free_port()
-    environment = os.environ | {"DANLU_RUNS": str(root), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"DANLU_RUNS": str(root), "OMP_NUM_THREADS": "1"} | variables
     environment.pop("PYTEST_CURRENT_TEST", None)  # NiceGUI behaves otherwise under pytest
     command = [sys.executable, "-m", "danlu", "studio", "--no-open", "--port", str(port), *args]
     log = root.parent / f"studio-{port}.log"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
+from danlu.data.findings import OF_GRPO, Finding, of_grpo
 from danlu.errors import DanluError
 from danlu.recipe import load
 from danlu.run import Run
 from danlu.studio import ask, data_view
 from danlu.studio.place import Place
+from danlu.studio.words import translate
 
 LENGTHS = {
     "max_length": 60,
@@ -26,6 +29,10 @@ LENGTHS = {
         "end": [1.0, 0.6, 0.2, 0.2, 0.0],
     },
 }
+
+
+say = partial(translate, language="en")
+in_chinese = partial(translate, language="zh")
 
 
 @pytest.fixture
@@ -82,11 +89,28 @@ def test_an_answer_depends_on_the_file_it_is_about(place: Place) -> None:
 def test_findings_become_cards_worst_first_with_nothing_that_acts() -> None:
     found = {"code": "x", "of": 10, "what": "w", "do": "d", "examples": ["a\u202eb", "y" * 9000]}
     report = {"findings": [{**found, "level": "info", "count": 9}, {**found, "level": "error", "count": 1, "of": 0}]}
-    first, second = data_view.cards(report)
+    first, second = data_view.cards(report, say)
     assert (first.level, first.count, first.share) == ("error", "1", "")
     assert (second.level, second.share) == ("info", "90.0 %")
     assert second.examples[0] == "a<U+202E>b"
     assert len(second.examples[1]) == 2000
+
+
+def test_findings_are_told_in_the_language_of_the_page() -> None:
+    what, do = "rows hold an end token ({tokens}) in their text: it is read as a real one,", "leave such rows out"
+    what += " and the model learns to go on behind it"
+    one = Finding("end_token_in_text", "error", 1, 4, what, do, values={"tokens": "<{x}>"})
+    report = {"ok": False, "findings": [one.to_dict(), of_grpo(one).to_dict()]}
+    assert report["findings"][0]["what"] == what.replace("{tokens}", "<{x}>")
+    assert OF_GRPO == data_view.OF_GRPO
+    plain, of_prompts = data_view.cards(report, say)
+    assert (plain.what, of_prompts.what) == tuple(finding["what"] for finding in report["findings"])
+    plain, of_prompts = data_view.cards(report, in_chinese)
+    assert plain.what == "正文里写着结束符（<{x}>）：会被当真，模型会学着在它后面接着写"
+    assert of_prompts.what == f"GRPO 的题目：{plain.what}"
+    assert plain.do == "去掉这些行"
+    assert data_view.sentence(report, say) == "2 errors, 0 warnings: mend the data before you train."
+    assert data_view.sentence(report, in_chinese) == "2 个错误，0 个警告：先改好数据再训练。"
 
 
 def test_every_place_of_the_line_tells_what_it_loses() -> None:

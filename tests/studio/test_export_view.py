@@ -117,6 +117,13 @@ def test_a_modelfile_that_leads_out_of_the_run_is_not_read(
         export_view.exported(root, "mine-export")
 
 
+def test_what_was_made_in_ollama_is_read_from_the_last_command() -> None:
+    made = "$ danlu export x --to ollama\n  ollama: success\nmade tiny-doctor in http://127.0.0.1:1 (Ollama 0.9.0)\n"
+    assert export_view.made(made) == "tiny-doctor"
+    assert export_view.made(f"{made}$ danlu verify x\nok\n") == ""
+    assert export_view.made("") == ""
+
+
 def test_no_ollama_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for host in ("127.0.0.1:9", "http://127.0.0.1:9", "nonsense://"):
         monkeypatch.setenv("OLLAMA_HOST", host)

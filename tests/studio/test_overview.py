@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from studio_server import hundreds
 
 from danlu.recipe import load
 from danlu.run import Run
+from danlu.run_facts import differences
 from danlu.studio import overview
-from danlu.studio.overview import differences, lineage, number, overviews, told
+from danlu.studio.overview import lineage, number, overviews, told
 
 
 def made(root: Path, name: str, stage: str = "sft", parents: list[str] | None = None, **results: object) -> Run:
@@ -81,21 +83,15 @@ def test_broken_and_foreign_directories(tmp_path: Path):
 
 
 def test_hundreds_of_runs_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    config = load("demo").resolved()
-    for i in range(200):
-        folder = tmp_path / f"run-{i:03}"
-        folder.mkdir()
-        info = {"name": folder.name, "stage": "sft", "status": "done", "created": float(i), "results": {"loss": 0.1}}
-        (folder / "run.json").write_text(json.dumps(info))
-        (folder / "config.json").write_text(json.dumps(config))
+    hundreds(tmp_path)
     assert [row.name for row in overviews(tmp_path)[:2]] == ["run-199", "run-198"]
     monkeypatch.setattr(overview, "_read", lambda run: pytest.fail(f"{run.name} was read again"))
     started = time.process_time()
     assert len(overviews(tmp_path)) == 200
     assert time.process_time() - started < 0.2
     monkeypatch.undo()
-    info["results"] = {"loss": 0.25}
-    (folder / "run.json").write_text(json.dumps(info))
+    newest = tmp_path / "run-199" / "run.json"
+    newest.write_text(json.dumps({**json.loads(newest.read_text()), "results": {"loss": 0.25}}))
     assert overviews(tmp_path)[0].value == 0.25
 
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import evil
 import pytest
-from looking import NARROW, looking, unnamed, widest
+from looking import NARROW, landmarks, looking, unnamed, widest
 from studio_server import Served, serving
 
 
@@ -42,6 +42,22 @@ def test_nothing_that_runs_say_acts(studio: Served, chromium: str) -> None:
             page.locator("h1", has_text=name).wait_for()
         assert page.evaluate("window.hacked") is None
         assert page.locator("img[src=x]").count() == 0
+
+
+def test_a_keyboard_skips_to_the_one_main_part(studio: Served, chromium: str) -> None:
+    with looking(chromium, studio) as page:
+        for path in ("/", "/start", "/data", "/verdict", "/chat", "/export", f"/run/{quote(evil.SFT)}"):
+            page.goto(path)
+            page.locator("#content h1, #content h2").first.wait_for()
+            assert len(landmarks(page)) == 1, path
+            assert page.locator("main #content").count() == 1
+            assert page.locator("main header.top").count() == 0
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.innerText") == "Skip to content"
+        page.keyboard.press("Enter")
+        page.wait_for_function("document.activeElement.id == 'content'")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.closest('#content') !== null")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from danlu.evaluate.verdict import compare
 from danlu.run import Run, write_json
 from danlu.studio import verdict_view
 from danlu.studio.verdict_view import Choice
+from danlu.studio.words import translate
 
 EVIL = "<script>alert(1)</script>\u202e"
 
@@ -32,7 +34,7 @@ def evaluated(root: Path, name: str, right: set[int], n: int = 40, **changes: An
             "answer": EVIL,
             "extracted": "A" if i in right else None,
             "outcome": "right" if i in right else "none",
-            "how": "option",
+            "how": "option text",
             "finish": "stop",
             "tokens": 9,
             "leaked": i == 1,
@@ -110,11 +112,12 @@ def test_questions_are_chosen_by_kind_subject_leak_and_words(root: Path) -> None
 
 def test_a_question_shows_both_answers_and_nothing_acts(root: Path) -> None:
     told = verdict_view.compared(root, "one-eval-base", "one-eval")
-    one = verdict_view.item(told, ("quiz", "q1"))
+    one = verdict_view.item(told, ("quiz", "q1"), partial(translate, language="zh"))
     assert one.question == "发热1？"
     assert one.options == (("A", "甲", True), ("B", "乙", False))
     assert (one.base.outcome, one.base.claim) == ("right", "A")
-    assert (one.tuned.outcome, one.tuned.claim) == ("none", "none")
+    assert (one.tuned.outcome, one.tuned.claim) == ("none", "")
+    assert one.base.note == "读作 A · 按选项原文 · 9 个 token"
     assert one.base.reasoning == "想<script>alert(1)</script><U+202E>"
     assert one.base.answer == "<script>alert(1)</script><U+202E>"
     assert one.leaked

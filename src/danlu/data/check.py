@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -95,7 +94,7 @@ def check(recipe: Recipe, speech: Speech) -> dict[str, Any]:
         "sources": prepared.sources,
         **figures,
         "mix": _mix(prepared.train),
-        "findings": [{**asdict(finding), "examples": list(finding.examples)} for finding in findings],
+        "findings": [finding.to_dict() for finding in findings],
     }
 
 

@@ -1,15 +1,16 @@
 """What the data check looks for in texts, one function a subject, each giving Findings (tokens: token_findings.py).
 
 An error makes training pointless or its evaluation untrue, a warning costs quality, info is worth knowing. Examples
-name rows and show their beginning, with personal data replaced.
+name rows and show their beginning, with personal data replaced. A text is one of a fixed set with {places} for what was
+counted, so that it can be told in another language.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,11 +27,19 @@ from danlu.think import ThinkFormat
 Level = Literal["error", "warning", "info"]
 EXAMPLES = 3
 TRIVIAL = 10  # characters of reasoning below which it is no reasoning
+OF_GRPO = "GRPO prompts: "
+ENOUGH = {  # whether nearly all rows fit -> which limit would keep them whole
+    True: "over 99 % of the rows fit; {key}={limit} would keep all",
+    False: "{key}={limit} keeps 99 % of the rows whole",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing found `count` times among `of` rows: what it means, what to do, and up to three examples."""
+    """One thing found `count` times among `of` rows: what it means, what to do, and up to three examples.
+
+    `values` fill the places of `what` and `do`.
+    """
 
     code: str
     level: Level
@@ -39,6 +48,13 @@ class Finding:
     what: str
     do: str
     examples: tuple[str, ...] = ()
+    values: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the report tells it: `what` and `do` filled in, and under `texts` as they are before that."""
+        texts = {"what": self.what, "do": self.do}
+        told = {name: text.format(**self.values) for name, text in texts.items()}
+        return {**asdict(self), **told, "examples": list(self.examples), "texts": texts}
 
 
 def cut(text: str, size: int = 160) -> str:
@@ -51,10 +67,12 @@ def _named(rows: Iterable[Sample], of: str = "question") -> tuple[str, ...]:
     return tuple(f"{row.id}: {cut(personal.redact(getattr(row, of)))}" for row in list(rows)[:EXAMPLES])
 
 
-def finding(code: str, level: Level, rows: Sequence[Sample], of: int, what: str, do: str) -> list[Finding]:
+def finding(
+    code: str, level: Level, rows: Sequence[Sample], of: int, what: str, do: str, **values: str
+) -> list[Finding]:
     """A Finding on these rows (each counted once), or none without any."""
     named = {row.id: row for row in rows}
-    return [Finding(code, level, len(named), of, what, do, _named(named.values()))] if named else []
+    return [Finding(code, level, len(named), of, what, do, _named(named.values()), values)] if named else []
 
 
 # ---- rows that were not read
@@ -74,10 +92,14 @@ def rejects(recipe: Recipe, prepared: Prepared) -> list[Finding]:
                 "error" if stops else "warning",
                 len(bad),
                 prepared.counts["in"],
-                f"rows cannot be used: {listed}" + ("; training would stop at the first" if stops else ""),
-                "mend them, or map columns with data.columns"
-                + (", or leave them out with data.on_bad_row=skip" if stops else "; they are left out"),
+                "rows cannot be used: {reasons}; training would stop at the first"
+                if stops
+                else "rows cannot be used: {reasons}",
+                "mend them, or map columns with data.columns, or leave them out with data.on_bad_row=skip"
+                if stops
+                else "mend them, or map columns with data.columns; they are left out",
                 tuple(f"{firsts[why].origin} line {firsts[why].line}: {cut(why, 80)}" for why, _ in reasons[:EXAMPLES]),
+                {"reasons": listed},
             )
         )
     repeats = prepared.counts["repeats_of_valid"]
@@ -111,9 +133,10 @@ def texts_found(speech: Speech, samples: list[Sample], recipe: Recipe, *, traine
         "error",
         with_end,
         of,
-        f"rows hold an end token ({', '.join(ends)}) in their text: it is read as a real one,"
+        "rows hold an end token ({tokens}) in their text: it is read as a real one,"
         " and the model learns to go on behind it",
         "remove it from data.system or from the rows",
+        tokens=", ".join(ends),
     )
     found += finding(
         "special_token_in_text",
@@ -140,8 +163,9 @@ def texts_found(speech: Speech, samples: list[Sample], recipe: Recipe, *, traine
             "warning",
             [*short, *(s for s in copies if s not in short)],
             of,
-            f"rows have a reasoning under {TRIVIAL} characters, or one that only repeats the question or the answer",
+            "rows have a reasoning under {least} characters, or one that only repeats the question or the answer",
             "leave such rows out",
+            least=str(TRIVIAL),
         )
         broken = [s for s in samples if s.reasoning.strip() and not _splits_back(think, s)]
         found += finding(
@@ -183,8 +207,9 @@ def _personal_found(samples: list[Sample], recipe: Recipe) -> list[Finding]:
         "warning",
         rows,
         len(samples),
-        f"rows hold what looks like personal data: {listed}",
+        "rows hold what looks like personal data: {kinds}",
         "data.redact=true replaces it" if not recipe.data.redact else "already redacted where it was found",
+        kinds=listed,
     )
 
 
@@ -227,29 +252,29 @@ def repeats_found(prepared: Prepared) -> list[Finding]:
                 _named(asked),
             )
         )
-    for code, level, pairs, what in (
-        (
-            "near_duplicates",
-            "info",
-            [pair for pair in found.near if max(pair[:2]) < first_valid],
-            "pairs of training rows ask nearly the same question (Jaccard >= 0.8)",
-        ),
-        (
-            "train_valid_near",
-            "warning",
-            [pair for pair in found.near if min(pair[:2]) < first_valid <= max(pair[:2])]
-            + [(group[0], group[-1], 1.0) for group in found.exact if group[0] < first_valid <= group[-1]],
-            "validation rows ask nearly what a training row asks: the eval loss will look too good",
-        ),
-    ):
-        examples = tuple(
-            f"{rows[a].id} ~ {rows[b].id} ({value:.2f}): {cut(personal.redact(rows[a].question), 100)}"
-            for a, b, value in pairs[:EXAMPLES]
-        )
+
+    def near(code: str, level: Level, pairs: list[tuple[int, int, float]], what: str) -> None:
         if pairs:
-            out.append(
-                Finding(code, level, len(pairs), len(rows), what, "remove one of each pair from its source", examples)  # type: ignore[arg-type]
+            examples = tuple(
+                f"{rows[a].id} ~ {rows[b].id} ({value:.2f}): {cut(personal.redact(rows[a].question), 100)}"
+                for a, b, value in pairs[:EXAMPLES]
             )
+            do = "remove one of each pair from its source"
+            out.append(Finding(code, level, len(pairs), len(rows), what, do, examples))
+
+    near(
+        "near_duplicates",
+        "info",
+        [pair for pair in found.near if max(pair[:2]) < first_valid],
+        "pairs of training rows ask nearly the same question (Jaccard >= 0.8)",
+    )
+    near(
+        "train_valid_near",
+        "warning",
+        [pair for pair in found.near if min(pair[:2]) < first_valid <= max(pair[:2])]
+        + [(group[0], group[-1], 1.0) for group in found.exact if group[0] < first_valid <= group[-1]],
+        "validation rows ask nearly what a training row asks: the eval loss will look too good",
+    )
     return out
 
 
@@ -267,9 +292,10 @@ def leaks_found(recipe: Recipe, samples: list[Sample]) -> list[Finding]:
                     "warning",
                     len(loaded.rejected),
                     len(loaded.rows) + len(loaded.rejected),
-                    f"questions of benchmark {name} have no usable gold answer",
+                    "questions of benchmark {benchmark} have no usable gold answer",
                     "mend them in the source; they cannot be scored",
                     (f"{first.origin} line {first.line}: {first.reason}",),
+                    {"benchmark": name},
                 )
             )
     leaks = overlap.leaks(samples, {name: loaded.rows for name, loaded in known.items()})
@@ -285,14 +311,16 @@ def leaks_found(recipe: Recipe, samples: list[Sample]) -> list[Finding]:
                 "info" if fixed else "error",
                 len(rows),
                 len(samples),
-                f"training rows hold {len(items)} benchmark questions ({listed})"
-                + ("; they are dropped from training" if fixed else ": the evaluation would measure memory"),
+                "training rows hold {items} benchmark questions ({listed}); they are dropped from training"
+                if fixed
+                else "training rows hold {items} benchmark questions ({listed}): the evaluation would measure memory",
                 "nothing: data.decontaminate drops them" if fixed else "data.decontaminate=true drops these rows",
                 tuple(
                     f"{leak.benchmark} {leak.item} in the {leak.where} of {leak.row} ({leak.how}, {leak.value:.2f}): "
                     f"{cut(personal.redact(leak.item_text), 90)} | {cut(personal.redact(leak.row_text), 90)}"
                     for leak in leaks[:EXAMPLES]
                 ),
+                {"items": str(len(items)), "listed": listed},
             )
         )
     return found
@@ -320,18 +348,18 @@ def prompts_found(recipe: Recipe, prepared: Prepared, lengths: np.ndarray) -> li
         "warning" if len(long) < len(lengths) else "error",
         long,
         len(lengths),
-        f"GRPO prompts are longer than grpo.max_prompt {limit}: they are left out",
-        enough("grpo.max_prompt", lengths, limit),
+        "GRPO prompts are longer than grpo.max_prompt {max_prompt}: they are left out",
+        ENOUGH[keeps(lengths) <= limit],
+        max_prompt=str(limit),
+        **enough("grpo.max_prompt", lengths, limit),
     )
 
 
 def of_grpo(found: Finding) -> Finding:
     """A finding on GRPO prompts beside those on the rows of SFT."""
-    return replace(found, code=f"grpo_{found.code}", what=f"GRPO prompts: {found.what}")
+    return replace(found, code=f"grpo_{found.code}", what=OF_GRPO + found.what)
 
 
-def enough(key: str, lengths: np.ndarray, limit: int) -> str:
-    """Which limit would keep (nearly) all rows whole."""
-    if keeps(lengths) <= limit:
-        return f"over 99 % of the rows fit; {key}={int(lengths.max())} would keep all"
-    return f"{key}={keeps(lengths)} keeps 99 % of the rows whole"
+def enough(key: str, lengths: np.ndarray, limit: int) -> dict[str, str]:
+    """What fills the places of ENOUGH: the key of a limit, and its value that would keep (nearly) all rows whole."""
+    return {"key": key, "limit": str(int(lengths.max()) if keeps(lengths) <= limit else keeps(lengths))}

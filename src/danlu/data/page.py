@@ -14,6 +14,11 @@ from html import escape
 from typing import Any
 
 LEVELS = ("error", "warning", "info")  # of findings, worst first
+ADVICE = {
+    "error": "mend the data before you train.",
+    "warning": "ready to train; read the warnings first.",
+    "ok": "ready to train.",
+}
 MOST_TEXT = 2000  # characters shown of one example
 MOST_SHARES = 8  # languages or scripts listed by name
 
@@ -140,12 +145,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     """ "2 errors, 1 warning: mend them before you train." """
     levels = [finding["level"] for finding in report["findings"]]
     counts = ", ".join(f"{levels.count(level)} {level}{'s' * (levels.count(level) != 1)}" for level in LEVELS[:2])
-    advice = {
-        "error": "mend the data before you train.",
-        "warning": "ready to train; read the warnings first.",
-        "ok": "ready to train.",
-    }
-    return f"{counts}: {advice[standing(report)]}"
+    return f"{counts}: {ADVICE[standing(report)]}"
 
 
 def place(edges: Sequence[float], value: float) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from danlu.data.encode import encode
-from danlu.data.findings import EXAMPLES, Finding, Level, enough, finding
+from danlu.data.findings import ENOUGH, EXAMPLES, Finding, Level, enough, finding, keeps
 from danlu.data.render import IGNORE, prompt_text
 from danlu.data.store import Store
 from danlu.models.tokenizer import Speech
@@ -16,6 +16,17 @@ from danlu.recipe import Recipe
 from danlu.records import Sample
 
 LOOKED_AT = 1000  # rows that are decoded, or tokenised once more in one piece
+_OVER = (
+    "rows are longer than max_length {max_length}; cut there, {close} of all rows would lose the closing tag,"
+    " {answer} part of the answer, {end} the end token; "
+)
+OVERLONG = {  # data.overlong -> what it means for longer rows
+    "drop": f"{_OVER}they are dropped",
+    "truncate-reasoning": f"{_OVER}their reasoning is cut, answer and end token stay",
+    "truncate": f"{_OVER}cutting them loses the end: a model trained on such rows does not stop",
+    "error": f"{_OVER}training would stop",
+}
+ENOUGH_OR_CUT = {fits: f"{text}; or data.overlong=truncate-reasoning" for fits, text in ENOUGH.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +68,6 @@ def lengths_found(recipe: Recipe, store: Store, places: Places) -> list[Finding]
     level: Level = {"drop": "warning", "truncate-reasoning": "info", "truncate": "error", "error": "error"}[policy]  # type: ignore[assignment]
     if policy == "drop" and len(over) == len(lengths):
         level = "error"
-    fate = {
-        "drop": "they are dropped",
-        "truncate-reasoning": "their reasoning is cut, answer and end token stay",
-        "truncate": "cutting them loses the end: a model trained on such rows does not stop",
-        "error": "training would stop",
-    }
     lost = shares_lost(places, limit)
     return [
         Finding(
@@ -70,10 +75,14 @@ def lengths_found(recipe: Recipe, store: Store, places: Places) -> list[Finding]
             level,
             len(over),
             len(lengths),
-            f"rows are longer than max_length {limit}; cut there, {lost['close']:.1%} of all rows would lose the"
-            f" closing tag, {lost['answer']:.1%} part of the answer, {lost['end']:.1%} the end token; {fate[policy]}",
-            enough("data.max_length", lengths, limit) + "; or data.overlong=truncate-reasoning",
+            OVERLONG[policy],
+            ENOUGH_OR_CUT[keeps(lengths) <= limit],
             tuple(f"{store.ids[i]}: {lengths[i]} tokens" for i in over[:EXAMPLES]),
+            {
+                "max_length": str(limit),
+                **{name: f"{share:.1%}" for name, share in lost.items()},
+                **enough("data.max_length", lengths, limit),
+            },
         )
     ]
 
@@ -109,8 +118,9 @@ def tokens_found(recipe: Recipe, speech: Speech, samples: list[Sample], store: S
         "error",
         without_end,
         of,
-        f"rows never train the end token {speech.think.end_tokens[0]}: the model would not learn to stop",
+        "rows never train the end token {token}: the model would not learn to stop",
         "use data.overlong=drop or truncate-reasoning",
+        token=speech.think.end_tokens[0],
     )
     found += finding(
         "doubled_bos", "error", doubled, of, "rows begin with two BOS tokens", "take the BOS out of the chat template"

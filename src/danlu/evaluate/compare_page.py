@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from danlu.data.page import document, visible
@@ -518,15 +518,20 @@ def _answer(which: str, row: Row) -> dict[str, Any]:
     return {**side(which, row), "note": side_note(row)}
 
 
-def side_note(row: Row) -> str:
-    """How an answer was read, how long it is, and what is odd about it."""
-    ends = {"length": "cut at the limit", "error": "the generator failed"}
-    told = [f"read as {row['extracted']}"] if row.get("extracted") is not None else []
-    told += [str(row["how"])] if row.get("how") and row["how"] != "gold" else []
-    told += [ends[row["finish"]]] if row.get("finish") in ends else []
-    told += [f"{row['tokens']:,} tokens"] if row.get("tokens") else []
-    told += [f"repeats itself, {100 * row['repetition']:.0f} %"] if (row.get("repetition") or 0) >= REPEATS else []
-    told += ["not in the question's language"] if row.get("language_match") is False else []
+def _in_english(text: str, **values: Any) -> str:
+    return text.format(**values) if values else text
+
+
+def side_note(row: Row, say: Callable[..., str] = _in_english) -> str:
+    """How an answer was read, how long it is, and what is odd about it. `say`: another language (text, its values)."""
+    told = [say("read as {answer}", answer=row["extracted"])] if row.get("extracted") is not None else []
+    told += [say(str(row["how"]))] if row.get("how") and row["how"] != "gold" else []
+    if row.get("finish") in ("length", "error"):
+        told.append(say("cut at the limit" if row["finish"] == "length" else "the generator failed"))
+    told += [say("{n} tokens", n=f"{row['tokens']:,}")] if row.get("tokens") else []
+    if (row.get("repetition") or 0) >= REPEATS:
+        told.append(say("repeats itself, {share} %", share=f"{100 * row['repetition']:.0f}"))
+    told += [say("not in the question's language")] if row.get("language_match") is False else []
     return " · ".join(told)
 
 

@@ -63,10 +63,10 @@ class Ollama:
 
     # ---- what is there
 
-    def version(self) -> str | None:
+    def version(self, timeout: float = CONNECT) -> str | None:
         """The server's version; None where nobody listens."""
         try:
-            value = self._json("GET", "/api/version", timeout=CONNECT)
+            value = self._json("GET", "/api/version", timeout=timeout)
         except Absent:
             return None
         if not isinstance(value, dict) or not isinstance(value.get("version"), str):

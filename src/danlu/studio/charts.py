@@ -7,11 +7,13 @@ with a colon.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from danlu.studio.curves import Axis, Metrics
+from danlu.studio.words import UNITS
 
 COLORS = ("#2f86c9", "#d9722e", "#3a9d86", "#9270c4", "#c9534a", "#8a857c", "#b0912f", "#4f6fd0")
 QUIET, RULE = "#8a857c", "rgba(128,124,116,0.22)"
@@ -107,8 +109,9 @@ def options(
             "type": "scroll",
             "top": 0,
             "left": 0,
-            "itemWidth": 14,
-            "itemHeight": 8,
+            "icon": "roundRect",
+            "itemWidth": 12,
+            "itemHeight": 4,
             "textStyle": {"color": QUIET, "fontSize": 12},
             "pageTextStyle": {"color": QUIET},
             "data": names,
@@ -122,8 +125,9 @@ def options(
             "nameLocation": "middle",
             "nameGap": 24,
             "nameTextStyle": {"color": QUIET, "fontSize": 11},
-            "splitNumber": 4,
-            "axisLabel": {"color": QUIET, "fontSize": 11, "hideOverlap": True, **_time_label(axis)},
+            "splitNumber": 5,
+            "minInterval": 0 if axis == "seconds" else 1,
+            "axisLabel": {"color": QUIET, "fontSize": 11, "hideOverlap": True, **_time_label(axis, say)},
             "axisLine": {"lineStyle": {"color": RULE}},
             "axisTick": {"show": False},
             "splitLine": {"show": False},
@@ -133,6 +137,8 @@ def options(
             "scale": not chart.zero,
             "splitNumber": 4,
             "axisLabel": {"color": QUIET, "fontSize": 11, **_label(unit)},
+            "axisLine": {"show": False},
+            "axisTick": {"show": False},
             "splitLine": {"lineStyle": {"color": RULE}},
         },
         "series": drawn,
@@ -149,11 +155,13 @@ def _label(unit: Unit) -> dict[str, Any]:
     return {":formatter": f"v => v && Math.abs(v) < 0.001 ? v.toExponential(0) : {plain}"}
 
 
-def _time_label(axis: Axis) -> dict[str, Any]:
+def _time_label(axis: Axis, say: Say) -> dict[str, Any]:
     if axis != "seconds":
         return {}
+    s, minutes, hours = (json.dumps(say(UNITS[unit]).replace("{n}", "")) for unit in ("s", "min", "h"))
     return {
-        ":formatter": "v => v < 120 ? v + ' s' : v < 7200 ? (v / 60).toFixed(0) + ' min' : (v / 3600).toFixed(1) + ' h'"
+        ":formatter": f"v => v < 120 ? v + {s} : v < 7200 ? (v / 60).toFixed(0) + {minutes}"
+        f" : (v / 3600).toFixed(1) + {hours}"
     }
 
 

@@ -5,7 +5,7 @@ The check and the rows are those of `danlu data check` and `danlu data view`; no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from danlu.data.files import SUFFIXES
-from danlu.data.page import MOST_TEXT, by_level, percent, visible
+from danlu.data.page import ADVICE, MOST_TEXT, by_level, percent, standing, visible
 from danlu.errors import DanluError
 from danlu.recipe import load, shipped
 from danlu.run import Run, list_runs
@@ -23,6 +23,9 @@ from danlu.studio.safety import run_path
 
 HAVE_DATA = ("data", "sft", "grpo")  # stages whose recipes have training rows
 ROWS = 8  # on a page
+OF_GRPO = "GRPO prompts: "  # what the check puts before what it says of them
+COUNTS = {"error": ("{n} error", "{n} errors"), "warning": ("{n} warning", "{n} warnings")}  # one, several
+Say = Callable[..., str]  # a text of the studio, and what fills its places -> in the language of the page
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,23 @@ class Card:
     examples: tuple[str, ...]
 
 
-def cards(report: Mapping[str, Any]) -> list[Card]:
+def sentence(report: Mapping[str, Any], say: Say) -> str:
+    """ "2 errors, 1 warning: mend the data before you train." """
+    levels = [finding["level"] for finding in report["findings"]]
+    counts = [say(COUNTS[name][levels.count(name) != 1], n=levels.count(name)) for name in COUNTS]
+    return f"{say(', ').join(counts)}{say(': ')}{say(ADVICE[standing(report)])}"
+
+
+def _said(finding: Mapping[str, Any], part: str, say: Say) -> str:
+    """A text of a finding; as it is where an older check told nothing else."""
+    text = finding.get("texts", {}).get(part)
+    if text is None:
+        return visible(finding[part])
+    before, bare = (say(OF_GRPO), text.removeprefix(OF_GRPO)) if text.startswith(OF_GRPO) else ("", text)
+    return before + say(bare, **{name: visible(value) for name, value in finding["values"].items()})
+
+
+def cards(report: Mapping[str, Any], say: Say) -> list[Card]:
     """The findings, worst first."""
     return [
         Card(
@@ -122,8 +141,8 @@ def cards(report: Mapping[str, Any]) -> list[Card]:
             finding["code"],
             f"{finding['count']:,}",
             percent(finding["count"] / finding["of"]) if finding["of"] else "",
-            visible(finding["what"]),
-            visible(finding["do"]),
+            _said(finding, "what", say),
+            _said(finding, "do", say),
             tuple(visible(str(example))[:MOST_TEXT] for example in finding["examples"]),
         )
         for finding in by_level(report["findings"])

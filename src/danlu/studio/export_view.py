@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import urllib.request
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from typing import Any, get_args
 from danlu.data.page import visible
 from danlu.errors import DanluError
 from danlu.export.ollama import commands
+from danlu.export.ollama_api import Ollama
 from danlu.recipe import Export
 from danlu.run import Run, list_runs, read_json
 from danlu.run_facts import size
 from danlu.studio.safety import inside, run_path
 
 MOST_TEXT = 60_000  # characters of a Modelfile
-OLLAMA = "http://127.0.0.1:11434"
 WAIT = 0.6  # seconds for an answer of Ollama
 
 
@@ -241,13 +240,15 @@ def free_name(root: Path, source: str) -> str:
 # ---- Ollama
 
 
+def made(log: str) -> str:
+    """The model that the last command of a log made in Ollama, "" where it made none."""
+    found = re.search(r"^made (\S+) in ", log.rpartition("$ danlu")[2], re.MULTILINE)
+    return found[1] if found else ""
+
+
 def ollama() -> str:
     """Version of the Ollama that answers here, "" where none does. It may take WAIT seconds."""
-    host = os.environ.get("OLLAMA_HOST", "") or OLLAMA
-    address = host if "://" in host else f"http://{host}"
     try:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{address.rstrip('/')}/api/version", timeout=WAIT) as answer:
-            return str(json.loads(answer.read(10_000))["version"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Ollama().version(WAIT) or ""
+    except DanluError:
         return ""

@@ -1,8 +1,13 @@
-"""Files that a page may offer: recipes and data that were named when the studio started, and what was uploaded."""
+"""Files that a page may offer: recipes and data that were named when the studio started, and what was uploaded.
+
+What was uploaded goes when it is old and no run or job of the folder names it (`tidy`); what was kept from chats stays.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from pathlib import Path
 
 from danlu.errors import DanluError
@@ -12,6 +17,7 @@ from danlu.studio.safety import readable
 
 DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xlsx")
 MOST = 500  # files of a named folder that are offered
+DAYS = 30  # after which an upload that nothing names is removed
 
 
 def recipes(place: Place) -> dict[str, str]:
@@ -38,6 +44,29 @@ def upload_path(place: Place, name: str) -> Path:
         path = folder / f"{Path(plain).stem}-{number}{Path(plain).suffix}"
         number += 1
     return path
+
+
+def tidy(place: Place) -> list[Path]:
+    """Remove uploads that are older than DAYS and that nothing names; those that are gone.
+
+    A file is named where its name stands in the config.json or recipe.yaml of a run, or in a job, however it was
+    reached. Where one of these cannot be read, nothing is removed.
+    """
+    old = [path for path in (place.own / "uploads").glob("*") if time.time() - path.stat().st_mtime > DAYS * 86400]
+    if not old:
+        return []
+    told = ""
+    for pattern in ("*/config.json", "*/recipe.yaml", f"{place.own.name}/jobs/*.json"):
+        for file in place.root.glob(pattern):
+            try:
+                text = file.read_text(encoding="utf-8")
+                told += json.dumps(json.loads(text), ensure_ascii=False) if file.suffix == ".json" else text
+            except (OSError, ValueError):
+                return []
+    gone = [path for path in old if path.name not in told]
+    for path in gone:
+        path.unlink(missing_ok=True)
+    return gone
 
 
 def _named(place: Place, suffixes: tuple[str, ...]) -> list[Path]:

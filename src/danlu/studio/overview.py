@@ -287,30 +287,7 @@ def _around(edges: list[tuple[str, str]], name: str) -> list[tuple[str, str]]:
     return [(p, c) for p, c in edges if (p in up and c in up) or (p in down and c in down)]
 
 
-# ---- differences
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value; lists are values."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
-
-
-def differences(configs: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """(key, name -> value) of the keys in which resolved recipes differ, in the recipe's order."""
-    flats = {name: flat(config) for name, config in configs.items()}
-    keys = dict.fromkeys(key for one in flats.values() for key in one)
-    found = []
-    for key in keys:
-        values = {name: one.get(key) for name, one in flats.items()}
-        if any(value != next(iter(values.values())) for value in values.values()):
-            found.append((key, values))
-    return found
+# ---- recipes
 
 
 def brief(value: Any) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from danlu.display import say
 from danlu.errors import DanluError, Stopped
+from danlu.studio.files import DAYS, tidy
 from danlu.studio.place import Place, settle
 from danlu.studio.safety import Gate, check_bind, is_local
 
@@ -42,6 +43,8 @@ def serve(
     address = f"http://{named}:{port}/"
     with alone(place, address):
         settle(place)
+        for gone in tidy(place):
+            say(f"removed {gone}: uploaded more than {DAYS} days ago, and no run names it")
         _announce(place, address, token, show, host)
         with contextlib.suppress(KeyboardInterrupt, Stopped):  # how a studio ends; its server has closed by then
             _run(host, port, token)

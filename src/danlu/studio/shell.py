@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -70,8 +71,12 @@ def frame(title: str, active: str) -> Iterator[None]:
     client.page.dark = {"light": False, "dark": True}.get(theme)
     client.title = f"{t(title)} · Danlu"
     ui.add_head_html("<style>" + STYLE.read_text(encoding="utf-8") + "</style>")
-    link("#content", "nicegui-skip-link").text(t("Skip to content"))
-    with element("header", "top"):
+    # beside NiceGUI's own <main>, which is around all content, and before it
+    with client.layout:
+        link("#content", "nicegui-skip-link").text(t("Skip to content")).move(target_index=0)
+        head = element("header", "top")
+        head.move(target_index=1)
+    with head:
         with link("/", "brand"):
             element("span", "seal").text("丹")
             element("span", "name").text("Danlu")
@@ -87,7 +92,7 @@ def frame(title: str, active: str) -> Iterator[None]:
         with element("div", "switches"):
             _language_switch()
             _theme_switch(theme)
-    with element("main", "page").props("id=content tabindex=-1"):
+    with element("div", "page").props("id=content tabindex=-1"):
         yield
 
 
@@ -163,6 +168,19 @@ def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: frozenset
                         element("td", "n" if at in numeric else "").text(cell)
 
 
+def slider(label: str, most: int, value: int, moved: Callable[[int], Any], event: str = "input") -> Tag:
+    """A slider over 0 … `most`: the browser's own, whose name and place screen readers tell. `moved` gets its place.
+
+    `event`: "input" while it is moved, "change" when it is let go.
+    """
+    found = element("input", "slider").props(f"type=range min=0 max={most} step=1")
+    found.props["^value"] = value  # where it begins; Vue would put it back there as a property
+    found.props["aria-label"] = label
+    script = "(event) => emit(event.target.value)"
+    found.on(event, lambda e: moved(int(e.args)), js_handler=script, throttle=0.05)
+    return found
+
+
 def fold(summary: str, opened: bool = False) -> Tag:
     """Something folded away; its content goes into the block of what is returned."""
     found = element("details")
@@ -224,7 +242,8 @@ def tell(error: Exception) -> None:
 
 
 def install() -> None:
-    """Errors are told in the page and never as a traceback."""
+    """Errors are told in the page; those of the studio's user leave no traceback in the terminal either."""
+    logging.getLogger("nicegui").addFilter(lambda record: not isinstance(record.msg, DanluError))
     app.on_exception(_told_somewhere)
     app.on_page_exception(_broken_page)
     app.exception_handler(404)(_missing_page)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -323,8 +323,8 @@ def any_leaked(of: Compared) -> bool:
     return any(map(_leaked, of.pairs.values()))
 
 
-def item(of: Compared, key: tuple[str, str]) -> Item:
-    """A question with both answers, as texts in which nothing acts."""
+def item(of: Compared, key: tuple[str, str], say: Callable[..., str]) -> Item:
+    """A question with both answers, as texts in which nothing acts. `say`: the language of what is said of them."""
     both = of.pairs[key]
     row = _known(both)
     told_options = row.get("options")
@@ -346,8 +346,8 @@ def item(of: Compared, key: tuple[str, str]) -> Item:
         visible(after),
         told,
         visible(gold),
-        _answer(both[0]),
-        _answer(both[1]),
+        _answer(both[0], say),
+        _answer(both[1], say),
     )
 
 
@@ -364,13 +364,13 @@ def _leaked(both: tuple[Mapping[str, Any], Mapping[str, Any]]) -> bool:
     return any(bool(row.get("leaked")) for row in both)
 
 
-def _answer(row: dict[str, Any]) -> Answer:
-    said = row.get("extracted") if row.get("extracted") is not None else row["outcome"]
+def _answer(row: dict[str, Any], say: Callable[..., str]) -> Answer:
+    said = row.get("extracted") if row.get("extracted") is not None else ""
     told = side("", row)
     return Answer(
         str(row["outcome"]),
         visible(f"{said}" if len(str(said)) <= MOST_CLAIM else f"{str(said)[:MOST_CLAIM]} …"),
-        visible(side_note(row)),
+        visible(side_note(row, say)),
         visible(str(told["reasoning"])[:MOST_TEXT]),
         visible(str(told["answer"])[:MOST_TEXT]),
     )

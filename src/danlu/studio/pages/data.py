@@ -7,7 +7,7 @@ from typing import Any
 
 from nicegui import ui
 
-from danlu.data.page import percent, standing, verdict, visible
+from danlu.data.page import percent, standing, visible
 from danlu.errors import DanluError
 from danlu.studio import data_view as view
 from danlu.studio import shell
@@ -104,7 +104,7 @@ async def _look(below: Any, key: str, model: str) -> None:
 def _report(report: dict[str, Any]) -> None:
     kind = {"error": "worse", "warning": "mixed", "ok": "better"}[standing(report)]
     with element("section", f"card verdict {kind}"):
-        element("p", "sentence").text(verdict(report))
+        element("p", "sentence").text(view.sentence(report, t))
         facts = [f"{t('model')} {visible(str(report['model']))}", f"{t('reasoning style')} {report['think']['style']}"]
         element("p", "quiet").text(" · ".join(facts))
     rows = report["rows"]
@@ -120,7 +120,7 @@ def _report(report: dict[str, Any]) -> None:
             with element("div", "figure"):
                 element("div", "value").text(value)
                 element("div", "label").text(label)
-    _findings(view.cards(report))
+    _findings(view.cards(report, t))
     _lengths(report["lengths"])
     _mix(report["mix"])
 
@@ -171,26 +171,26 @@ def _lengths(lengths: dict[str, Any]) -> None:
                     drawn.props["title"] = tip
                 beyond = element("div", "beyond")
                 line = element("div", "line")
-            slider = ui.slider(min=0, max=len(cuts) - 1, step=1, value=view.nearest(cuts, lengths["max_length"]))
-            slider.props["aria-label"] = t("max_length: move it to see what rows would lose")
+            begin = view.nearest(cuts, lengths["max_length"])
+            shell.slider(
+                t("max_length: move it to see what rows would lose"), len(cuts) - 1, begin, lambda at: moved(at)
+            )
             with element("div", "axis"):
                 for at in (0, len(bars) // 4, len(bars) // 2, 3 * len(bars) // 4):
                     element("span").text(f"{bars[at].low:,}")
                 element("span").text(t("{count} tokens", count=f"{bars[-1].high:,}"))
         sentence = element("p", "told").props("aria-live=polite")
 
-        def moved() -> None:
-            cut = cuts[int(slider.value)]
+        def moved(place: int) -> None:
+            cut = cuts[place]
             line.style(f"left: {cut.left:.2f}%")
             beyond.style(f"left: {cut.left:.2f}%")
             # the last place is as far as rows go; beyond it nothing changes
-            at = lengths["max_length"] if slider.value == nearest and lengths["max_length"] else cut.max_length
+            at = lengths["max_length"] if place == begin and lengths["max_length"] else cut.max_length
             sentence.text(_lost(at, cut))
             sentence.classes(replace="told warn" if cut.end else "told quiet")
 
-        nearest = slider.value
-        slider.on_value_change(moved)
-        moved()
+        moved(begin)
 
 
 def _lost(max_length: int, cut: view.Cut) -> str:

@@ -95,10 +95,10 @@ def _shown(found: view.Exported | None, job: jobs.Job | None, alive: bool) -> An
         return log
     if found.error or found.rejected:
         shell.problem(DanluError(found.error or t("A check failed: nothing was delivered.")))
-    if job and not alive and job.command[:1] == ["verify"]:
-        failure = jobs.failure(jobs.log_tail(place(), job))
-        if failure:
-            shell.problem(DanluError(*failure))
+    ended = jobs.log_tail(place(), job) if job and not alive and job.command[:1] in (["verify"], ["export"]) else ""
+    failure = jobs.failure(ended)
+    if failure and found.status == "done":
+        shell.problem(DanluError(*failure))
     _head(found)
     if found.files:
         _files(found, alive)
@@ -108,7 +108,7 @@ def _shown(found: view.Exported | None, job: jobs.Job | None, alive: bool) -> An
         if found.modelfile:
             _modelfile(found)
     if found.status == "done" and found.modelfile:
-        _ollama(found, alive)
+        _ollama(found, alive, view.made(ended))
     return log
 
 
@@ -204,9 +204,13 @@ def _copy(text: str, label: str) -> None:
 # ---- Ollama and new work
 
 
-def _ollama(found: view.Exported, alive: bool) -> None:
+def _ollama(found: view.Exported, alive: bool, made: str) -> None:
     with element("section", "card stack"):
         element("h2").text("Ollama")
+        if made:
+            with element("p", "row-line").props("role=status"):
+                element("span", "tag done").text(t("created"))
+                element("span").text(t("{name} is in Ollama.", name=visible(made)))
         told = element("p", "quiet").text(t("Looking for an Ollama on this machine …"))
         with element("div", "row-line"):
             for line in found.commands:

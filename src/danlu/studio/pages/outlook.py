@@ -8,12 +8,11 @@ from typing import Any
 
 from nicegui import ui
 
-from danlu.display import duration
 from danlu.errors import DanluError
 from danlu.studio import ask, shell
 from danlu.studio.place import place
 from danlu.studio.shell import element
-from danlu.studio.words import t
+from danlu.studio.words import duration, t
 
 Arguments = Callable[[], list[str]]
 PARTS = {

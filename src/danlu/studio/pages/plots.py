@@ -52,9 +52,8 @@ class Plots:
             axis.on_value_change(lambda e: self._set(axis=e.value))
             with element("label", "row-line small quiet"):
                 element("span").text(t("Smoothing"))
-                slider = ui.slider(min=0, max=len(SMOOTHING) - 1, step=1, value=SMOOTHING.index(self.smoothing))
-                slider.classes("short").props["aria-label"] = t("Smoothing")
-                slider.on_value_change(lambda e: self._set(smoothing=SMOOTHING[int(e.value)]))
+                at, most = SMOOTHING.index(self.smoothing), len(SMOOTHING) - 1
+                shell.slider(t("Smoothing"), most, at, lambda at: self._set(smoothing=SMOOTHING[at])).classes("short")
         with element("div", "row-line"):
             others = [one.name for one in overview.overviews(place().root) if one.stage == self.one.stage]
             others = [name for name in others if name != self.one.name]
@@ -67,6 +66,10 @@ class Plots:
             data.on_click(lambda: ui.download(address("/csv", self.one.name), f"{self.one.name}.csv"))
 
     def _add(self, name: str) -> None:
+        """Draw a run over this one, if it is of the same stage: a loss of GRPO is no loss of SFT."""
+        other = overview.overview(place().root, name)
+        if other is None or other.stage != self.one.stage:
+            return
         try:
             metrics = Metrics(inside(run_path(place().root, name), "metrics.jsonl"))
         except DanluError:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nicegui import ui
 
-from danlu.display import duration
+from danlu import run_facts
 from danlu.errors import DanluError
 from danlu.run import Run
 from danlu.studio import jobs, overview, shell, troubles
@@ -18,7 +18,7 @@ from danlu.studio.pages.runs import STATUS, graph
 from danlu.studio.place import place
 from danlu.studio.safety import inside, run_path
 from danlu.studio.shell import address, element, link
-from danlu.studio.words import t
+from danlu.studio.words import duration, t
 
 EVERY = 1.0  # seconds between two looks while it runs
 AT_REST = 5.0
@@ -256,7 +256,7 @@ class View:
                 element("pre", "code").text(_yaml(own))
 
     def _build_differences(self, parent: str, other: dict[str, Any], own: dict[str, Any]) -> None:
-        found = overview.differences({parent: other, self.one.name: own})
+        found = run_facts.differences({parent: other, self.one.name: own})
         with element("section", "card stack"):
             with element("h2").text(t("Against its parent")), link(address("/run", parent), "text-link") as name:
                 name.text(f" {parent}")

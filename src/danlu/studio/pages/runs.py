@@ -7,12 +7,12 @@ from typing import Any
 
 from nicegui import ui
 
-from danlu.display import duration
+from danlu import run_facts
 from danlu.studio import overview, shell
 from danlu.studio.overview import Overview, overviews, told
 from danlu.studio.place import place
 from danlu.studio.shell import address, element, link
-from danlu.studio.words import t
+from danlu.studio.words import duration, t
 
 EVERY = 2.0  # seconds between two looks at the folder
 STAGES = ("sft", "grpo", "eval", "export", "data")
@@ -162,10 +162,14 @@ def _compare(names: list[str]) -> None:
         with element("div", "scroll-x"), element("table", "plain-table"):
             _compared(chosen)
         with element("div", "actions"):
-            trained = [one.name for one in chosen if one.stage in ("sft", "grpo")]
-            if len(trained) > 1:
-                target = address("/run", trained[0], **{"with": ",".join(trained[1:])})
-                ui.button(t("Curves in one picture"), on_click=lambda: ui.navigate.to(target)).props("outline no-caps")
+            for stage in ("sft", "grpo"):
+                trained = [one.name for one in chosen if one.stage == stage]
+                if len(trained) > 1:
+                    target = address("/run", trained[0], **{"with": ",".join(trained[1:])})
+                    ui.button(t("Curves in one picture"), on_click=lambda target=target: ui.navigate.to(target)).props(
+                        "outline no-caps"
+                    )
+                    break
             asked = sorted((one for one in chosen if one.stage == "eval"), key=lambda one: one.created or 0)
             if len(asked) == 2:
                 verdict = address("/verdict", base=asked[0].name, tuned=asked[1].name)
@@ -188,7 +192,7 @@ def _compared(chosen: list[Overview]) -> None:
         ),
         (t("Took"), [duration(one.seconds) for one in chosen]),
     ]
-    differ = overview.differences({one.name: overview.config_of(place().root, one.name) for one in chosen})
+    differ = run_facts.differences({one.name: overview.config_of(place().root, one.name) for one in chosen})
     facts += [(key, [overview.brief(values[one.name]) for one in chosen]) for key, values in differ]
     with element("tbody"):
         for head, cells in facts:

@@ -88,7 +88,7 @@ def _what(draft: Draft, known: dict[str, str], chosen: str) -> ui.input:
         choice = ui.select(list(known), value=chosen, label=t("Recipe")).props("outlined dense options-dense")
         choice.on_value_change(lambda e: ui.navigate.to(address("/start", recipe=e.value)))
         if draft.resolved["description"]:
-            element("p", "quiet small").text(draft.resolved["description"])
+            element("p", "quiet small").text(t(draft.resolved["description"]))
         name = ui.input(t("Name of the run"), value=_free_name(draft.resolved["name"])).props("outlined dense")
         name.props["hint"] = t("Its stages are called NAME-sft, NAME-grpo and so on.")
         with element("div", "row-line"):
@@ -218,7 +218,7 @@ def _widget(field: Field, draft: Draft, touch: Callable[[str, Any], None], label
     else:
         control = ui.input(label, value=value).props("outlined dense debounce=400")
     if field.description:
-        control.props["hint" if field.kind != "switch" else "title"] = field.description
+        control.props["hint" if field.kind != "switch" else "title"] = t(field.description)
 
     def changed(e: events.ValueChangeEventArguments) -> None:
         try:

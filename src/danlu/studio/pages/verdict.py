@@ -219,7 +219,7 @@ def _questions(told: view.Compared) -> None:
         listed.clear()
         with listed:
             for key in found[at["first"] : at["first"] + view.PAGE]:
-                _item(view.item(told, key))
+                _item(view.item(told, key, t))
             if not found:
                 element("p", "quiet").text(t("There are none."))
         last = min(at["first"] + view.PAGE, len(found))
@@ -244,27 +244,30 @@ def _item(one: view.Item) -> None:
                 _claim(one.base)
                 element("span", "quiet").text(" → ")
                 _claim(one.tuned)
-            element("span", "quiet").text(view.excerpt(one))
+            element("span", "quiet").props("translate=no").text(view.excerpt(one))
         with element("div", "open"):
             told = [one.benchmark, one.subject, t("in the training data") if one.leaked else ""]
             element("p", "quiet small").text(" · ".join(part for part in told if part))
             element("p", "text-block").text(one.question or t("These rows hold no question."))
             if one.options:
-                with element("ul", "options"):
+                with element("ul", "options").props("translate=no"):
                     for letter, text, gold in one.options:
                         element("li", "gold" if gold else "").text(f"{letter}  {text}{'  ✓' if gold else ''}")
             if one.after:
                 element("p", "text-block").text(one.after)
             with element("p"):
                 element("span", "quiet").text(f"{t('Gold:')} ")
-                element("b", "good").text(one.target)
+                element("b", "good").props("translate=no").text(one.target)
             with element("div", "side-by-side"):
                 _answer(t("Before"), one.base)
                 _answer(t("After"), one.tuned)
 
 
 def _claim(answer: view.Answer) -> None:
-    element("span", "good" if answer.outcome == "right" else "bad").text(answer.claim)
+    said = element("span", "good" if answer.outcome == "right" else "bad")
+    said.text(answer.claim or t(OUTCOMES.get(answer.outcome, answer.outcome)))
+    if answer.claim:
+        said.props("translate=no")
 
 
 def _answer(title: str, answer: view.Answer) -> None:

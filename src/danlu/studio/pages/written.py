@@ -68,9 +68,8 @@ class Texts:
             ahead.props["aria-label"] = t("Step after")
             ahead.set_enabled(place < len(steps) - 1)
             if len(steps) > 2:
-                slider = ui.slider(min=0, max=len(steps) - 1, step=1, value=place).classes("wide-slider")
-                slider.props["aria-label"] = t("Step")
-                slider.on("change", lambda e: self._go(steps[int(e.args)]))
+                slider = shell.slider(t("Step"), len(steps) - 1, place, lambda at: self._go(steps[at]), "change")
+                slider.classes("wide-slider")
 
     def _go(self, step: int) -> None:
         self.step, self.newest = step, step == max(self.samples.steps)
@@ -81,10 +80,11 @@ class Texts:
             self.step = max(self.samples.steps)
         self._bar_of_steps()
         groups = self.samples.groups(self.step)
+        telling = next((number for number, group in enumerate(groups) if spread(group) != "equal"), 0)
         self.inside.clear()
         with self.inside:
             for number, group in enumerate(groups):
-                self._group(group, opened=number == 0)
+                self._group(group, opened=number == telling)
 
     def _group(self, group: list[dict[str, Any]], opened: bool) -> None:
         first = group[0]
@@ -114,7 +114,7 @@ class Texts:
             if group[0].get("target") is not None:
                 with element("p", "small"):
                     element("span", "quiet").text(t("Gold answer: "))
-                    element("span").text(str(group[0]["target"]))
+                    element("span").props("translate=no").text(str(group[0]["target"]))
             for row in group:
                 _rollout(row)
 
@@ -180,9 +180,9 @@ def answer(row: dict[str, Any]) -> None:
         element("p", "text-block").text(str(row.get("question", "")))
         with element("p", "small"):
             element("span", "quiet").text(t("Gold answer: "))
-            element("span").text(str(row.get("target", "")))
+            element("span").props("translate=no").text(str(row.get("target", "")))
             element("span", "quiet").text(f"  {t('Taken as answer: ')}")
-            element("span").text(str(row.get("extracted") or "–"))
+            element("span").props("translate=no").text(str(row.get("extracted") or "–"))
         completion(str(row.get("output", "")))
 
 

@@ -45,6 +45,8 @@ TEXTS = {
     "Copied.": "已复制。",
     "Looking for an Ollama on this machine …": "正在找本机的 Ollama……",
     "Copy this command": "复制这条命令",
+    "created": "已创建",
+    "{name} is in Ollama.": "{name} 已在 Ollama 里。",
     "Create in Ollama": "在 Ollama 里创建",
     "Ollama {version} answers here.": "本机有 Ollama {version}。",
     "No Ollama answers here. Where one runs, these two commands make the model and talk to it:": (

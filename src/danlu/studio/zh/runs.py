@@ -7,7 +7,7 @@ TEXTS = {
         "在这里开始一个，或在终端里执行 danlu demo；它会立刻出现在这里。"
     ),
     "List": "列表",
-    "Lineage": "来历",
+    "Lineage": "血缘",
     "Filter by name, model, data …": "按名称、模型、数据筛选……",
     "Filter": "筛选",
     "all": "全部",
@@ -21,7 +21,7 @@ TEXTS = {
     "Model": "模型",
     "Started": "开始于",
     "Took": "用时",
-    "{time} ago": "{time} 前",
+    "{time} ago": "{time}前",
     "running": "进行中",
     "done": "完成",
     "failed": "失败",

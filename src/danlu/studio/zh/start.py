@@ -63,4 +63,30 @@ TEXTS = {
     "goes through": "通过",
     "would fail": "会失败",
     "Not rehearsed: {what}": "未彩排：{what}",
+    # the shipped recipes
+    "Tiny base -> SFT on 128 worked traces -> GRPO on answers -> verdict -> checked GGUF": (
+        "微型基座 -> 用 128 条解题过程做 SFT -> 按答案做 GRPO -> 结论 -> 核对过的 GGUF"
+    ),
+    "Qwen2.5-3B-Instruct learns by GRPO from verified answers, on questions that it gets right now and then": (
+        "Qwen2.5-3B-Instruct 用 GRPO 学可验证的答案，只练它时对时错的题"
+    ),
+    "Qwen2.5-3B-Instruct learns <reasoning>/<answer> by GRPO with five rewards": (
+        "Qwen2.5-3B-Instruct 用 GRPO 和五种奖励学 <reasoning>/<answer> 格式"
+    ),
+    "Qwen3-1.7B, medical R1 traces, QLoRA in fp16 with a linear schedule": (
+        "Qwen3-1.7B，医学 R1 推理数据，fp16 QLoRA，学习率线性下降"
+    ),
+    "v1 in bf16 with cosine and warm-up, embeddings and head trained as well": (
+        "v1 改用 bf16、余弦加预热，词嵌入和输出层也训练"
+    ),
+    "v2 plus medical terms masked in a tenth of the training rows": "v2 加上在十分之一的训练行里遮盖医学术语",
+    "v3 without masking, which lost in our ablation; decontaminated, redacted, answers never cut": (
+        "v3 去掉遮盖（消融实验里它更差）；去污染、脱敏，回答从不截断"
+    ),
+    "DeepSeek-R1-Distill-Qwen-1.5B, medical-o1 (Chinese), fused into a GGUF that Ollama runs": (
+        "DeepSeek-R1-Distill-Qwen-1.5B，medical-o1（中文），合并成 Ollama 能跑的 GGUF"
+    ),
+    "DeepSeek-R1-Distill-Qwen-7B, medical-o1 (Chinese), LoRA, measured before and after": (
+        "DeepSeek-R1-Distill-Qwen-7B，medical-o1（中文），LoRA，训练前后各测一次"
+    ),
 }
