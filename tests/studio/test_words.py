@@ -12,10 +12,11 @@ from pathlib import Path
 
 import danlu.data
 import danlu.evaluate
+import danlu.export
 import danlu.rewards
 import danlu.studio
 from danlu import recipe
-from danlu.studio import form
+from danlu.studio import export_view, form
 from danlu.studio.words import chosen, translate
 from danlu.studio.zh import CHINESE
 
@@ -39,6 +40,7 @@ def spoken() -> set[str]:
     found |= {text for path in sources() for node in given(path, SAYING) for text in texts(node)}
     found |= {text for path in CHECK for node in given(path, FOUND) for text in texts(node)}
     found |= {text for node in given(PAGE, {"say": (0,)}) for text in texts(node)}
+    found |= set(export_view.CHECKS)
     for module, names in TABLES_OF_CHECK.items():
         tables = vars(importlib.import_module(f"danlu.data.{module}"))
         found |= {text for name in names for text in tables[name].values()}
@@ -115,6 +117,23 @@ def test_no_text_of_a_finding_is_put_together():
     odd = [ast.unparse(node) for path in CHECK for node in given(path, FOUND) if not texts(node)]
     tables = ["ENOUGH[keeps(lengths) <= limit]", "ENOUGH_OR_CUT[keeps(lengths) <= limit]", "OVERLONG[policy]"]
     assert sorted(odd) == [*tables, "do", "do", "what", "what"]  # the latter in the functions that make findings
+
+
+def test_every_check_of_an_export_is_known():
+    """The dictionaries with "name" and "ok" that the export package writes."""
+    found = set()
+    for path in Path(danlu.export.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Dict):
+                one = {key.value: value for key, value in zip(node.keys, node.values, strict=True) if is_text(key)}
+                if "ok" in one and is_text(one.get("name")):
+                    found.add(one["name"].value)
+    assert found >= {"file", "tensors", "KL", "stops"}
+    assert found <= set(export_view.CHECKS)
+
+
+def is_text(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def test_translations_keep_their_places():

@@ -41,6 +41,11 @@ class File:
     verdict: str = ""
 
 
+# what `danlu verify` and `danlu merge` look at, by the names in their reports
+CHECKS = ("merge", "adapter", "file", "metadata", "end tokens", "tensors", "token ids", "prompts", "prompt ids")
+CHECKS += ("modelfile prompts", "log-probs", "KL", "greedy agreement", "stops", "reasoning")
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     name: str

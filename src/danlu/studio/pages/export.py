@@ -170,7 +170,7 @@ def _checks(found: view.Exported) -> None:
                 with element("div", "check-line"):
                     icon = ui.icon("check_circle" if check.ok else "cancel").classes("good" if check.ok else "bad")
                     icon.props["aria-label"] = t("holds") if check.ok else t("fails")
-                    element("span").text(check.name)
+                    element("span").text(t(check.name))
                     limit = f"  ≤ {check.limit}" if _is_number(check.value) and check.limit != "0" else ""
                     if check.name == "greedy agreement":
                         limit = limit.replace("≤", "≥")

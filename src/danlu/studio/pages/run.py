@@ -369,7 +369,7 @@ def checks(found: list[dict[str, Any]]) -> None:
         with element("tbody"):
             for one in found:
                 with element("tr"):
-                    element("td").text(str(one.get("name")))
+                    element("td").text(t(str(one.get("name"))))
                     with element("td"):
                         mark = element("span", f"tag {'done' if one.get('ok') else 'failed'}")
                         mark.text(t("holds") if one.get("ok") else t("failed"))
