@@ -42,8 +42,10 @@ class File:
 
 
 # what `danlu verify` and `danlu merge` look at, by the names in their reports
-CHECKS = ("merge", "adapter", "file", "metadata", "end tokens", "tensors", "token ids", "prompts", "prompt ids")
-CHECKS += ("modelfile prompts", "log-probs", "KL", "greedy agreement", "stops", "reasoning")
+CHECKS: tuple[str, ...] = (
+    *("merge", "adapter", "file", "metadata", "end tokens", "tensors", "token ids", "prompts", "prompt ids"),
+    *("modelfile prompts", "log-probs", "KL", "greedy agreement", "stops", "reasoning"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -22,6 +23,7 @@ from danlu.studio.words import duration, t
 
 EVERY = 1.0  # seconds between two looks while it runs
 AT_REST = 5.0
+ENDING = 15.0  # seconds that the process of a stopped run may take to end
 
 
 @shell.page("/run/{name}", "Run", nav="/")
@@ -343,8 +345,12 @@ class View:
         jobs.stop(place(), self.one.name)
         shell.say(t("Asked to stop; it saves first."))
 
-    def _resume(self) -> None:
+    async def _resume(self) -> None:
         name, command, runs = jobs.resume_command(place(), self.one.name)
+        job = jobs.job_named(place(), name)
+        until = time.monotonic() + ENDING
+        while job and job.alive() and time.monotonic() < until:  # the run has ended, its process is about to
+            await asyncio.sleep(0.1)
         jobs.start(place(), name, command, runs)
         shell.say(t("It goes on from its last checkpoint."))
 
