@@ -254,6 +254,7 @@ def test_sigterm_lets_running_answers_finish_and_nobody_in(gguf: Path) -> None:
         while not refused and time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1].split("/")[0])), 5).close()
+                time.sleep(0.02)  # without a rest this would use up what the server may open
                 continue
             refused = True
         assert refused
