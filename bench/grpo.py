@@ -90,7 +90,6 @@ def write_inputs(folder: Path, model: str, rows: int) -> None:
 def ours(given: dict[str, Any]) -> dict[str, Any]:
     """The GRPO stage itself, as `danlu grpo` runs it."""
     from danlu.generate import decode
-    from danlu.models.kernels import can_compile
     from danlu.recipe import Recipe
     from danlu.run import Run
     from danlu.train import grpo, rollout
@@ -99,7 +98,7 @@ def ours(given: dict[str, Any]) -> dict[str, Any]:
     training = {"prompts": given["prompts"], "group": GROUP, "steps": given["steps"], "max_prompt": PROMPT}
     training |= {"max_completion": LONGEST, "mask_truncated": False, "lora": {"r": 16, "alpha": 32, "targets": ALL}}
     training |= {"rewards": [{"python": f"{folder / 'reward.py'}:fn"}], "micro_batch": 8 * given["prompts"]}
-    training |= {"compile": MODELS[given["model"]]["hidden_size"] >= 512 and can_compile(), "keep_best": False}
+    training |= {"compile": _compile(given), "keep_best": False}
     training["precision"] = given["dtype"]
     training["data"] = str(folder / "rows.jsonl")
     model = {"id": "bench", "config": str(folder / "config.json"), "tokenizer": str(folder / "tokenizer")}
@@ -131,6 +130,11 @@ def ours(given: dict[str, Any]) -> dict[str, Any]:
     parts = ("rollout_seconds", "reward_seconds", "update_seconds")
     told = {part: round(statistics.median(row[part] for row in rows[given["warm"] :]), 4) for part in parts}
     return timed(given, ends, tokens) | told
+
+
+def _compile(given: dict[str, Any]) -> bool | str:
+    """As a run of usual length has it: by itself on a CPU, on a GPU compiled where the model is wide."""
+    return MODELS[given["model"]]["hidden_size"] >= 512 if given["device"] == "cuda" else "auto"
 
 
 def trl(given: dict[str, Any]) -> dict[str, Any]:

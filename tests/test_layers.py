@@ -14,7 +14,7 @@ LAYERS = [
     {"errors", "records", "think", "display", "assets"},
     {"recipe", "run"},
     {"domains"},
-    {"data", "models", "rewards", "generate"},
+    {"data", "models", "native", "rewards", "generate"},
     {"train", "evaluate", "export"},
     {"serve", "studio", "demo", "rehearse", "run_facts", "run_page"},
     {"cli"},

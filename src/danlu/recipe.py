@@ -151,7 +151,9 @@ class Training(Section):
         "auto", description="recompute activations in the backward pass; auto: when the plan does not fit without"
     )
     compile: bool | Literal["auto"] = Field(
-        "auto", description="compile the elementwise kernels; auto: where a compiler is found and the run is long"
+        "auto",
+        description="one pass over memory for elementwise functions; true: by torch.compile (half a minute at first); "
+        "auto: in C on a CPU, compiled on a GPU where the run is long; false: neither",
     )
     eval_every: int = Field(0, ge=0, description="steps; 0: at the end only")
     patience: int = Field(0, ge=0, description="stop after so many evaluations without a new best; 0: never")

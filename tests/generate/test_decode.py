@@ -18,7 +18,7 @@ from danlu.errors import DanluError
 from danlu.generate import Sampling
 from danlu.generate import decode as decoding
 from danlu.generate.decode import Decoded, one_by_one
-from danlu.generate.forward import cache_of, step
+from danlu.generate.forward import cache_of
 from danlu.generate.memory import cache_bytes, row_bytes
 from danlu.generate.weights import plain_lora, snapshot
 from danlu.models.batch import packed
@@ -232,13 +232,13 @@ def test_prompts_kept_apart_in_bf16(plain: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_free_row_is_taken_at_once(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many steps as the rows need when none of them waits, not the sum of the longest of each batch."""
-    steps = []
+    steps, hidden = [], decoding.Batch._hidden
 
-    def counted(*args: Any) -> Any:
-        steps.append(len(args[2]))
-        return step(*args)
+    def counted(batch: Any) -> Any:
+        steps.append(len(batch.rows))
+        return hidden(batch)
 
-    monkeypatch.setattr(decoding, "step", counted)
+    monkeypatch.setattr(decoding.Batch, "_hidden", counted)
     found = decode(snapshot(plain), PROMPTS * 3, rows=4, max_tokens=30, end_ids=ENDS, temperature=1.0, seed=1)
     lengths = [len(one.tokens) for (one,) in found]
     assert sum(steps) == sum(lengths) - len(lengths)  # the first token comes from the prompt; no row is computed idly
@@ -303,21 +303,22 @@ def test_what_was_finished_before_memory_ran_out_is_not_done_again(plain: Any, m
     weights = snapshot(plain)
     options = {"max_tokens": 20, "end_ids": ENDS, "temperature": 1.0, "samples": 3, "seed": 1}
     wanted = decode(weights, PROMPTS, **options)
-    rows = []
+    rows, hidden = [], decoding.Batch._hidden
 
-    def failing(*args: Any) -> Any:
-        rows.append(len(args[2]))
+    def failing(batch: Any) -> Any:
+        rows.append(len(batch.rows))
         if len(rows) == 9:
             raise RuntimeError(
                 "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"
             )
-        return step(*args)
+        return hidden(batch)
 
-    monkeypatch.setattr(decoding, "step", failing)
+    monkeypatch.setattr(decoding.Batch, "_hidden", failing)
     found = decode(weights, PROMPTS, **options)
     assert [[o.tokens for o in group] for group in found] == [[o.tokens for o in group] for group in wanted]
     assert max(rows[9:]) <= rows[0] // 2 + 1
-    monkeypatch.setattr(decoding, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    broken = lambda _: (_ for _ in ()).throw(RuntimeError("something else"))  # noqa: E731
+    monkeypatch.setattr(decoding.Batch, "_hidden", broken)
     with pytest.raises(RuntimeError, match="something else"):
         decode(weights, PROMPTS, **options)
 

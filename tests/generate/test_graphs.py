@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from danlu.generate import Sampling, graphs
+from danlu.generate import Sampling, graphs, native
 from danlu.generate import decode as decoding
 from danlu.generate.graphs import Graphs, on_cuda, rounded
 from danlu.generate.weights import snapshot
@@ -19,6 +19,14 @@ from tiny_models import VOCABULARY, build
 PROMPTS = [random.Random(n).choices(range(VOCABULARY), k=length) for n, length in enumerate([3, 30, 7, 90, 118, 125])]
 ENDS = list(range(0, VOCABULARY, 24))
 Work = Callable[[], Tensor]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def by_torch() -> Iterator[None]:
+    """As on CUDA."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="module")

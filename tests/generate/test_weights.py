@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from danlu.generate import weights
+from danlu.generate import native, weights
 from danlu.generate.weights import Weights, snapshot
 from danlu.models.load import load
 from danlu.recipe import Lora, Model
@@ -72,12 +72,21 @@ def close(found: list[Tensor], wanted: list[Tensor], tolerance: float = 2e-5) ->
         torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
 
 
+def without_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)
+
+
+@pytest.mark.parametrize("by_c", [True, False], ids=["in C", "by torch"])
 @pytest.mark.parametrize("large", [1, 1 << 20], ids=["as large ones", "as small ones"])
 @pytest.mark.parametrize("adapters", ["auto", "merged", "apart"])
 @pytest.mark.parametrize("copies", [True, False])
 def test_every_layout_multiplies_alike(
-    base: Path, adapters: Any, copies: bool, large: int, monkeypatch: pytest.MonkeyPatch
+    base: Path, adapters: Any, copies: bool, large: int, by_c: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not by_c:
+        without_c(monkeypatch)
+    elif native.library() is None:
+        pytest.skip("no C compiler")
     monkeypatch.setattr(weights, "LARGE", large)
     model = adapted(base)
     if adapters == "merged" and not copies:
@@ -87,7 +96,8 @@ def test_every_layout_multiplies_alike(
     taken = snapshot(model, adapters=adapters, copies=copies)
     close(products(taken), expected(model))
     layouts = {matrix.layout for matrix in taken.matrices()}
-    assert layouts == ({"rows"} if not copies else {"packed"} if large == 1 and weights._can_pack() else {"columns"})
+    by_torch = "packed" if large == 1 and weights._can_pack() else "columns"
+    assert layouts == {"rows" if not copies else "panels" if by_c else by_torch}
     apart = adapters == "apart" or not copies or (adapters == "auto" and large == 1)
     assert (taken.layers[0].down.low is not None) == apart
     assert taken.layers[0].out.low is None  # it has no adapter
@@ -166,7 +176,7 @@ def test_a_four_bit_base(base: Path, copies: bool | None) -> None:
     model = adapted(base, quantization="nf4")
     taken = snapshot(model, copies=copies)
     layers = {matrix.layout for layer in taken.layers for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)}
-    assert layers == ({"four_bit"} if copies is False else {"columns"})
+    assert layers == {"four_bit" if copies is False else "columns" if native.library() is None else "panels"}
     close(products(taken), expected(model), 1e-4)
     assert (taken.layers[0].down.low is None) == (copies is not False)
 

@@ -10,12 +10,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
+from danlu import native
 from danlu.data.render import IGNORE
 from danlu.models import decoder
+from danlu.models import kernels as module
 from danlu.models.batch import Batch, branched, packed
 from danlu.models.decoder import attend, fast_forward, supports
 from danlu.models.head import TokenLogProbs
-from danlu.models.kernels import can_compile, kernels
+from danlu.models.kernels import How, can_compile, kernels
 
 SHAPE = {
     "hidden_size": 64,
@@ -93,7 +95,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: param.grad.clone() for name, param in model.named_parameters() if param.grad is not None}
 
 
-def same_training(model: Any, compiled: bool = False, tolerance: float = 1e-4) -> None:
+def same_training(model: Any, way: How = "eager", tolerance: float = 1e-4) -> None:
     """Loss and gradients of the packed fast forward against transformers' (relative to the largest gradient)."""
     given, rows = batch()
     model.train()
@@ -101,7 +103,7 @@ def same_training(model: Any, compiled: bool = False, tolerance: float = 1e-4) -
     wanted.backward()
     theirs = gradients(model)
     model.zero_grad()
-    found = mean_loss(model, given, fast_forward(model, compiled))
+    found = mean_loss(model, given, fast_forward(model, way))
     found.backward()
     ours = gradients(model)
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), abs=1e-5)
@@ -280,11 +282,21 @@ def test_bf16_stays_near_fp64() -> None:
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler")
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_compiled_kernels_equal_transformers(kind: str) -> None:
-    same_training(with_lora(network(kind)), compiled=True)
+    same_training(with_lora(network(kind)), way="compiled")
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler")
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_native_kernels_equal_transformers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    call = module._call
+    monkeypatch.setattr(module, "_call", lambda name, *given: (called.append(name), call(name, *given)))
+    same_training(with_lora(network(kind)), way="native")
+    assert {"danlu_norm_back", "danlu_swiglu_back", "danlu_scores"} <= set(called)
 
 
 def test_elementwise_gradients_are_the_numerical_ones() -> None:
-    own = kernels(False)
+    own = kernels("eager")
     made = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_training import new_run, recipe, write_questions
 from stepping import Seen
 
@@ -23,6 +24,7 @@ from danlu.train import grpo as stage
 from danlu.train import trl as engine
 from danlu.train.metrics import MEASURED
 from danlu.train.policy import CLIPS, Step
+from danlu.train.rollout import collect
 from tiny_models import tokenizer, trained
 
 trl = pytest.importorskip("trl")
@@ -224,6 +226,46 @@ def test_a_run_by_trl_is_a_run_like_ours(
         [[{"role": "user", "content": "x"}]], Sampling(4)
     )
     assert len(list(answered)) == 1
+
+
+@pytest.mark.parametrize("more", [{}, {"clip_low": 0.02, "clip_high": 0.02, "iterations": 2}], ids=["", "clipped"])
+def test_the_same_rollouts_give_the_same_adapter(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    """Advantages, masking, accumulation, clipping, schedule and optimizer of both engines, over several steps."""
+    settings = {"prompts": 4, "group": 6, "steps": 6, "temperature": 1.5, "micro_batch": 8, "max_completion": 20}
+    settings |= {"optimizer": {"lr": 3e-3, "schedule": "linear", "warmup": 0.4, "clip": 0.05}, "mask_truncated": True}
+    made = by_trl(base, data, **settings, **more)
+    drawn: list[list[list[int]]] = []
+
+    def kept(*args: Any) -> Any:
+        found = collect(*args)
+        drawn.append([list(r.completion.tokens) for group in found.groups for r in group])
+        return found
+
+    monkeypatch.setattr(stage, "collect", kept)
+    ours = ran(made.model_copy(update={"grpo": made.grpo.model_copy(update={"engine": "danlu"})}), tmp_path / "danlu")
+    given = iter(drawn)
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", lambda *_, **__: (next(given), None))
+    theirs = ran(made, tmp_path / "trl")
+    assert next(given, None) is None
+    for own, other in zip(ours.metrics(), theirs.metrics(), strict=True):
+        for name in ("reward", "truncated", "lr", "clip_fraction"):
+            assert own[name] == pytest.approx(other[name], abs=1e-6), name
+        assert own["entropy"] == pytest.approx(other["entropy"], rel=1e-3)
+        assert own["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
+    assert 0 < ours.metrics()[0]["truncated"] < 1
+    start, *ends = (
+        load_file(run.path / "artifact" / "adapter_model.safetensors") for run in (first(made, tmp_path), ours, theirs)
+    )
+    moved = torch.cat([(ends[0][name] - start[name]).flatten() for name in start])
+    apart = torch.cat([(ends[0][name] - ends[1][name]).flatten() for name in start])
+    assert apart.norm() < 0.02 * moved.norm()
+
+
+def first(made: Recipe, tmp_path: Path) -> Run:
+    """The run of no step: the adapter that training starts from."""
+    return ran(made.model_copy(update={"grpo": made.grpo.model_copy(update={"steps": 0})}), tmp_path / "start")
 
 
 @pytest.mark.slow

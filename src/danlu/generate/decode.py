@@ -23,7 +23,7 @@ from torch import Tensor
 
 from danlu import display
 from danlu.errors import DanluError
-from danlu.generate import Sampling
+from danlu.generate import Sampling, native
 from danlu.generate.forward import Cache, Shared, cache_of, prefill, shared_of, step
 from danlu.generate.graphs import graphs_of
 from danlu.generate.memory import cache_budget, cache_bytes, ran_out, row_bytes
@@ -104,7 +104,9 @@ class Batch:
             torch.zeros(shape[0], dtype=torch.long, device=w.device) for _ in range(3)
         )
         self.graphs = graphs_of(w, self.cache, self.tokens, self.positions)
+        self.steps = native.Steps(w) if native.serves(w) else None
         self.shared: Shared | None = None
+        self.prompts: tuple[Tensor, Tensor] | None = None  # the same for `steps`: group of each row, their lengths
         self.seen: Tensor | None = None
         if sampling.repetition_penalty != 1:
             self.seen = torch.zeros(shape[0], w.vocabulary, dtype=torch.bool, device=w.device)
@@ -146,16 +148,22 @@ class Batch:
     @torch.inference_mode()
     def advance(self) -> list[Row]:
         """One token more for every row; the rows that ended with it."""
+        logits = None
+        if self.graphs:
+            logits = self.graphs.logits(len(self.rows), max(self._written(row) for row in self.rows) + 1)
+        return self._take(0, self.w.head(self._hidden()) if logits is None else logits)
+
+    def _hidden(self) -> Tensor:
+        """Take the newest token of every row in; the hidden states [rows, hidden]."""
         count = len(self.rows)
-        places = [self._written(row) for row in self.rows]
-        positions = self.positions[:count]
-        held = positions - self.starts[:count] if self.shares else positions
-        length, masked = max(places) + 1, min(places) < max(places)
-        logits = self.graphs.logits(count, length) if self.graphs else None
-        if logits is None:
-            hidden = step(self.w, self.cache, self.tokens[:count], positions, held, length, masked, self.shared)
-            logits = self.w.head(hidden)
-        return self._take(0, logits)
+        tokens, positions = self.tokens[:count], self.positions[:count]
+        places = positions - self.starts[:count] if self.shares else positions
+        if self.steps is not None:
+            longest = max(row.start + len(row.tokens) for row in self.rows)
+            return self.steps.hidden(self.cache, tokens, positions, places, longest, self.prompts)
+        written = [self._written(row) for row in self.rows]
+        length, masked = max(written) + 1, min(written) < max(written)
+        return step(self.w, self.cache, tokens, positions, places, length, masked, self.shared)
 
     def _written(self, row: Row) -> int:
         """Tokens that the row has in `cache.data`: all but the last one."""
@@ -166,7 +174,11 @@ class Batch:
         if self.shares and self.rows:
             members = self.cache.members
             slots = [row.group * members + row.member for row in self.rows]
-            self.shared = shared_of(self.w, slots, members, [group[0].start for group in self.alive])
+            lengths = [group[0].start for group in self.alive]
+            if self.steps is not None:
+                self.prompts = (torch.tensor([row.group for row in self.rows]), torch.tensor(lengths))
+            else:
+                self.shared = shared_of(self.w, slots, members, lengths)
 
     def _take(self, first: int, logits: Tensor) -> list[Row]:
         """Pick the next token of the rows from `first` on; those that ended leave and are returned."""
@@ -224,9 +236,10 @@ class Batch:
 
 
 def _apart_pays(w: Weights, shape: tuple[int, int, int], members: int) -> bool:
-    """Whether to keep prompts apart: where attention gives log-sum-exps, and rows would read much of one prompt."""
+    """Whether to keep prompts apart: on a CPU, with native steps always; else where rows would read much of one prompt,
+    as joining two attentions has a price."""
     read = cache_bytes(1, w.kv_heads, w.head_dim, shape[0], shape[1], w.dtype.itemsize)
-    return w.device.type == "cpu" and members > 1 and read >= APART
+    return w.device.type == "cpu" and members > 1 and (native.serves(w) or read >= APART)
 
 
 def _moves(over: list[int], count: int) -> tuple[list[int], list[int]]:

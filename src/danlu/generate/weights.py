@@ -1,9 +1,10 @@
 """The weights of a Llama, Qwen2 or Qwen3 as decoding multiplies with them, taken from a transformers or peft model.
 
 Method: `snapshot` looks at every linear layer and chooses a layout for its matrix:
-- on a CPU, where a copy fits into memory: q, k, v and gate, up joined; fp32 ones packed by oneDNN where large and
-  transposed where small, because the [out, in] order of checkpoints is up to twice as slow for 4 to 64 rows; bf16 ones
-  packed where the CPU has bf16 units (up to three times as fast);
+- on a CPU, where a copy fits into memory: q, k, v and gate, up joined; fp32 ones in the panels of native.py, or where
+  that is not to be had packed by oneDNN where large and transposed where small, because the [out, in] order of
+  checkpoints is up to twice as slow for 4 to 64 rows; bf16 ones packed where the CPU has bf16 units (up to three times
+  as fast);
 - elsewhere the model's own tensors, untouched: no copy, a 4-bit base multiplied by bitsandbytes.
 Adapters are merged into small copied matrices, which are then fp32 whatever the model is, and kept apart as y = x W^T +
 (x A^T) (s B)^T from all others: a merge writes the whole matrix at every training step, rounds in half precision, and
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from danlu.generate import native
 from danlu.generate.memory import free_bytes
 from danlu.models.decoder import dense, inner, supports
 from danlu.models.load import native_bf16
@@ -31,7 +33,7 @@ LARGE = 1 << 20  # numbers of a matrix from which packing, and keeping the adapt
 SHARE = 0.5  # of the free memory that copies may take
 
 Adapters = Literal["auto", "merged", "apart"]
-Layout = Literal["rows", "columns", "packed", "four_bit"]
+Layout = Literal["rows", "columns", "packed", "panels", "four_bit"]
 Pair = tuple[Tensor, Tensor]  # (A [r, in], s B [out, r])
 
 
@@ -68,6 +70,7 @@ class Matrix:
     """One linear layer, or several that take the same input, joined. `low` [in, r], `high` [r, out]: adapters."""
 
     layout: Layout
+    outputs: int
     parts: tuple[Any, ...]
     bias: Tensor | None
     low: Tensor | None
@@ -76,6 +79,8 @@ class Matrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [N, in] -> [N, out]"""
+        if self.layout == "panels":
+            return native.product(self, x)
         if self.layout == "packed":
             y = torch.ops.mkldnn._linear_pointwise(x, self.parts[0], self.bias, "none", [], "")
         elif self.layout == "columns":
@@ -290,17 +295,19 @@ def _made(
     merged = any(pairs) and (adapters == "merged" or (adapters == "auto" and exact))
     kind = torch.float32 if merged and exact else dtype
     low, high = (None, None) if merged else _joined(pairs, shapes, dtype)
+    layout = old.layout if old else _layout(weights[0], kind, dtype, copies, small)
+    if low is not None and high is not None and layout == "panels":
+        low, high = native.padded(low, high)
     origin = Origin(sources, _versions(sources), pairs)
     if old is not None and not merged and (old.low is not None or not any(old.origin.pairs)):
         return replace(old, low=low, high=high, origin=origin)
     bias = torch.cat([one.detach().to(kind) for one in biases]) if biases else None
-    if not copies:
-        four_bit = type(weights[0]).__name__ == "Params4bit"
-        parts = weights if four_bit else tuple(weight.detach().to(dtype) for weight in weights)
-        return Matrix("four_bit" if four_bit else "rows", parts, bias, low, high, origin)
-    whole = torch.cat([_merged(w, pair if merged else None, kind) for w, pair in zip(weights, pairs, strict=True)])
-    layout, part = _laid_out(whole, small)
-    return Matrix(layout, (part,), bias, low, high, origin)
+    if copies:
+        whole = torch.cat([_merged(w, pair if merged else None, kind) for w, pair in zip(weights, pairs, strict=True)])
+        parts: tuple[Any, ...] = (_laid_out(whole, layout),)
+    else:
+        parts = weights if layout == "four_bit" else tuple(weight.detach().to(dtype) for weight in weights)
+    return Matrix(layout, sum(out for out, _ in shapes), parts, bias, low, high, origin)
 
 
 def _merged(weight: Any, pair: Pair | None, dtype: torch.dtype) -> Tensor:
@@ -330,15 +337,26 @@ def _joined(
     return low, high
 
 
-def _laid_out(whole: Tensor, small: bool) -> tuple[Layout, Tensor]:
-    """A copied [out, in] matrix in the order that multiplies fastest here."""
-    if whole.device.type != "cpu" or whole.dtype not in (torch.float32, torch.bfloat16):
-        return "rows", whole
-    if whole.dtype == torch.bfloat16:
-        return ("packed", torch.ops.mkldnn._reorder_linear_weight(whole)) if packs_bf16() else ("rows", whole)
-    if small or not _can_pack():
-        return "columns", whole.t().contiguous()
-    return "packed", torch.ops.mkldnn._reorder_linear_weight(whole)
+def _layout(weight: Any, kind: torch.dtype, dtype: torch.dtype, copies: bool, small: bool) -> Layout:
+    """How a matrix of numbers of `kind` in a model of `dtype` multiplies fastest here."""
+    if not copies:
+        return "four_bit" if type(weight).__name__ == "Params4bit" else "rows"
+    if weight.device.type != "cpu" or kind not in (torch.float32, torch.bfloat16):
+        return "rows"
+    if native.available(weight.device, dtype):
+        return "panels"
+    if kind == torch.bfloat16:
+        return "packed" if packs_bf16() else "rows"
+    return "columns" if small or not _can_pack() else "packed"
+
+
+def _laid_out(whole: Tensor, layout: Layout) -> Tensor:
+    """A copied [out, in] matrix in its layout."""
+    if layout == "panels":
+        return native.panels(whole)
+    if layout == "packed":
+        return torch.ops.mkldnn._reorder_linear_weight(whole)
+    return whole.t().contiguous() if layout == "columns" else whole
 
 
 def packs_bf16() -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from danlu.models.batch import Batch
-from danlu.models.kernels import Kernels, kernels
+from danlu.models.kernels import How, Kernels, kernels
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 BUCKET = 64  # rows whose lengths agree when rounded up to this share an attention call
@@ -287,11 +287,12 @@ def checkpointing(plain: Any) -> bool:
     return any(getattr(one, "gradient_checkpointing", False) for one in (plain.model, plain.model.layers[0]))
 
 
-def fast_forward(model: Any, compiled: bool = False, hooked: bool = False) -> Callable[[Batch], Tensor]:
+def fast_forward(model: Any, way: How = "eager", hooked: bool = False) -> Callable[[Batch], Tensor]:
     """Hidden states after the final norm, [T, hidden], of a Batch. ValueError if `supports` says no.
 
-    With `hooked` it becomes the forward of the model's decoder layers, and is called through them: hooks of modules
-    run (those that gather sharded weights), and the model has no other forward any more.
+    way: how the elementwise functions are run, see `kernels`. With `hooked` it becomes the forward of the model's
+    decoder layers, and is called through them: hooks of modules run (those that gather sharded weights), and the model
+    has no other forward any more.
     Gradient checkpointing follows the model's own switch. Under autocast it computes in autocast's dtype and keeps the
     residual stream in the embedding's.
     """
@@ -299,7 +300,7 @@ def fast_forward(model: Any, compiled: bool = False, hooked: bool = False) -> Ca
     config = plain.config
     if not supports(config):
         raise ValueError(f"no fast forward for {config.model_type}")
-    decoder, own, eps = plain.model, kernels(compiled), config.rms_norm_eps
+    decoder, own, eps = plain.model, kernels(way), config.rms_norm_eps
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     flash = _varlen() if next(plain.parameters()).device.type == "cuda" else None
 

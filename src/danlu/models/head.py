@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from danlu import native
 from danlu.models.batch import Batch, padded
 from danlu.models.decoder import inner
+from danlu.models.kernels import native_scores
 
 CHUNK = 512  # positions whose logits exist at the same time, in the weights' dtype
 ROWS = 32  # positions whose logits exist in fp32
+NATIVE = (torch.float32, torch.bfloat16)  # what the C of danlu/native reads, in one call a chunk
 
 
 def token_logprobs(
@@ -50,14 +53,13 @@ class _TokenLogProbs(torch.autograd.Function):
         for at in range(0, hidden.shape[0], CHUNK):
             part, logits = slice(at, at + CHUNK), None  # else the last chunk's would be there beside these
             logits = hidden[part] @ weight.t()
-            for rows, scores in _log_softmax(logits, temperature):
-                own = slice(at + rows.start, at + rows.stop)
-                found[own] = scores.gather(-1, targets[own, None]).squeeze(-1)
-                if unit is not None or entropy:
-                    chances = scores.exp()
-                    if entropy:
-                        entropies[own] = -torch.linalg.vecdot(chances, scores)
-                    logits[rows] = _error(chances, targets[own])
+            if logits.device.type == "cpu" and logits.dtype in NATIVE and native.library() is not None:
+                scored = native_scores(logits, targets[part], temperature, entropy, unit is not None)
+                found[part] = scored[0]
+                if scored[1] is not None:
+                    entropies[part] = scored[1]
+            else:
+                _by_rows(logits, targets[part], temperature, found[part], entropies[part], unit is not None)
             if unit is not None:
                 torch.mm(logits, weight, out=unit[part])
         if unit is not None and temperature != 1.0:
@@ -90,6 +92,21 @@ class _TokenLogProbs(torch.autograd.Function):
             else:
                 for_weight += logits.t() @ hidden[part]
         return for_hidden, for_weight.to(weight.dtype), None, None, None
+
+
+def _by_rows(
+    logits: Tensor, targets: Tensor, temperature: float, found: Tensor, entropies: Tensor, error: bool
+) -> None:
+    """Write the log-probs of `targets` [n], and entropies where there is room for them; with `error` logits [n, V]
+    become onehot - p."""
+    for rows, scores in _log_softmax(logits, temperature):
+        found[rows] = scores.gather(-1, targets[rows, None]).squeeze(-1)
+        if error or len(entropies):
+            chances = scores.exp()
+            if len(entropies):
+                entropies[rows] = -torch.linalg.vecdot(chances, scores)
+            if error:
+                logits[rows] = _error(chances, targets[rows])
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor]]:

@@ -23,7 +23,7 @@ import torch
 from danlu.errors import DanluError
 from danlu.models import plan_memory, plan_speed
 from danlu.models.batch import micro_batches
-from danlu.models.kernels import can_compile
+from danlu.models.kernels import how
 from danlu.models.load import native_bf16
 from danlu.models.plan_memory import Rollout, Work
 from danlu.models.plan_model import Layout, config_from, config_of, layout
@@ -269,13 +269,10 @@ def _pack(case: Case, micro: int, packed: bool) -> tuple[int, int, int, float]:
 
 
 def _compiled(case: Case) -> bool:
-    """As the loop decides: where it pays and a compiler is found (on a GPU that is not here, one is assumed)."""
-    asked = case.settings.compile
-    if asked != "auto":
-        return asked
-    steps = steps_of(case)
-    pays = case.config.hidden_size >= 512 and (steps is None or steps >= 20)
-    return pays and (case.place.kind == "cuda" or can_compile())
+    """Whether elementwise functions leave no intermediate results: as the loop decides; a compiler is assumed on a GPU
+    that is not here."""
+    kind = case.place.kind
+    return how(case.settings.compile, kind, case.config.hidden_size, steps_of(case), here=kind != "cuda") != "eager"
 
 
 def memory_of(case: Case, micro: int, checkpointing: bool) -> dict[str, int]:

@@ -33,7 +33,7 @@ from danlu.errors import DanluError, Stopped
 from danlu.models.batch import Batch
 from danlu.models.decoder import fast_forward, supports
 from danlu.models.head import TokenLogProbs
-from danlu.models.kernels import can_compile
+from danlu.models.kernels import how
 from danlu.models.liger import apply_liger
 from danlu.models.load import Loaded, device, trainable
 from danlu.recipe import Training
@@ -56,15 +56,14 @@ class _Left(Exception):
 
 
 def _forward(model: Any, settings: Training, steps: int) -> tuple[bool, Any]:
-    """(whether rows are packed, the fast forward or None): compiling takes half a minute, so it must pay."""
+    """(whether rows are packed, the fast forward or None)."""
     plain = model.get_base_model() if hasattr(model, "peft_config") else model
     if not supports(plain.config):
         if settings.compile:
             apply_liger(plain, device().type)
         return False, None
-    pays = plain.config.hidden_size >= 512 and steps >= 20
-    compiled = can_compile() and pays if settings.compile == "auto" else settings.compile
-    return True, fast_forward(model, compiled, hooked=processes.sharded())
+    way = how(settings.compile, device().type, plain.config.hidden_size, steps)
+    return True, fast_forward(model, way, hooked=processes.sharded())
 
 
 class Forward(Protocol):
