@@ -250,17 +250,17 @@ def test_the_same_rollouts_give_the_same_adapter(
     theirs = ran(made, tmp_path / "trl")
     assert next(given, None) is None
     for own, other in zip(ours.metrics(), theirs.metrics(), strict=True):
-        for name in ("reward", "truncated", "lr", "clip_fraction"):
+        for name in ("reward", "truncated", "lr"):
             assert own[name] == pytest.approx(other[name], abs=1e-6), name
-        assert own["entropy"] == pytest.approx(other["entropy"], rel=1e-3)
-        assert own["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
+        assert own["entropy"] == pytest.approx(other["entropy"], rel=0.03)  # of micro-batches, there
+        assert own["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
     assert 0 < ours.metrics()[0]["truncated"] < 1
     start, *ends = (
         load_file(run.path / "artifact" / "adapter_model.safetensors") for run in (first(made, tmp_path), ours, theirs)
     )
     moved = torch.cat([(ends[0][name] - start[name]).flatten() for name in start])
     apart = torch.cat([(ends[0][name] - ends[1][name]).flatten() for name in start])
-    assert apart.norm() < 0.02 * moved.norm()
+    assert apart.norm() < 1e-3 * moved.norm()
 
 
 def first(made: Recipe, tmp_path: Path) -> Run:
