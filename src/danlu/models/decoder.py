@@ -233,26 +233,26 @@ def attend(
     buckets: dict[tuple[int, int], list[int]] = {}
     for row, length in enumerate(lengths):
         buckets.setdefault((-(-length // BUCKET), parents[row] if parents else -1), []).append(row)
-    starts = [0, *accumulate(lengths)]
+    cut = [x.split(lengths) for x in (q, k, v)]  # not slices, each of which has a whole gradient filled with zeros
     parts: list[Tensor | None] = [None] * len(lengths)
     for (_, parent), rows in buckets.items():
-        spans = [(starts[row], lengths[row]) for row in rows]
         # padded on the right: with causal attention nobody looks there
-        wide = [_padded([x[start : start + size] for start, size in spans]) for x in (q, k, v)]
-        before = slice(starts[parent], starts[parent + 1]) if parent >= 0 else slice(0)
-        for row, found, (_, size) in zip(rows, _sdpa(*wide, *(x[before] for x in (k, v))), spans, strict=True):
-            parts[row] = found[:size]
+        wide = [_padded([pieces[row] for row in rows]) for pieces in cut]
+        before = [pieces[parent] for pieces in cut[1:]] if parent >= 0 else []
+        for row, found in zip(rows, _sdpa(*wide, *before).unbind(), strict=True):
+            parts[row] = found if len(found) == lengths[row] else found[: lengths[row]]
     return torch.cat([part for part in parts if part is not None])
 
 
 def _padded(rows: list[Tensor]) -> Tensor:
-    return rows[0][None] if len(rows) == 1 else torch.nn.utils.rnn.pad_sequence(rows, True)
+    longest = max(map(len, rows))
+    return torch.stack([x if len(x) == longest else F.pad(x, (0, 0, 0, 0, 0, longest - len(x))) for x in rows])
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, k_before: Tensor | None = None, v_before: Tensor | None = None) -> Tensor:
     """[B, T, H, D] each (k and v with fewer heads) -> [B, T, H, D]; all rows also see k_before, v_before [P, K, D]."""
     mask = None
-    if k_before is not None and v_before is not None and len(k_before):
+    if k_before is not None and v_before is not None:
         rows, length, prefix = q.shape[0], q.shape[1], len(k_before)
         k, v = (torch.cat([b.expand(rows, *b.shape), x], 1) for b, x in ((k_before, k), (v_before, v)))
         mask = torch.ones(length, prefix + length, dtype=torch.bool, device=q.device).tril(prefix)
