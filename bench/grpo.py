@@ -15,7 +15,7 @@ Both sides run in the same number format, the faster one of the device: bf16 wei
 with bf16 units, fp32 on another CPU (TRL's default, bf16 autocast, is 3 times slower there). `--dtype` sets it.
 Otherwise TRL runs with its defaults. `--best` also switches its gradient checkpointing off, which is faster and takes
 more memory: `best` and `ratio_to_best`.
-Ours runs as a recipe of 100 steps does: compiled where hidden states are 512 wide or more.
+Ours runs as a recipe of 100 steps does: on a GPU compiled where hidden states are 512 wide or more.
 """
 
 from __future__ import annotations

@@ -59,12 +59,15 @@ AGAINST = {"cpu": "trl default", "cuda": "trl liger"}  # whose speed and memory 
 
 def recipe_of(given: dict[str, Any], steps: int, **sft: Any) -> Any:
     """The recipe both sides take their model, rows and rates from."""
+    import torch
+
     from danlu.recipe import Recipe
 
     data = {"path": f"{given['shared']}/data/sft/delicate_medical_r1.jsonl"}
     data["columns"] = {"question": "question", "reasoning": "think", "answer": "answer"}
     training = {"batch_size": 4, "accumulation": 1, "micro_batch": 1, "steps": steps, "optimizer": {"lr": 2e-4}}
-    training |= {"lora": {"r": 16, "alpha": 32}, "gradient_checkpointing": False, "compile": True, "keep_best": False}
+    training |= {"lora": {"r": 16, "alpha": 32}, "gradient_checkpointing": False, "keep_best": False}
+    training["compile"] = torch.cuda.is_available() or "auto"  # on a GPU compiled, as in a run of usual length
     return Recipe.model_validate(
         {
             "name": "bench",

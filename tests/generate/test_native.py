@@ -155,5 +155,9 @@ def test_it_is_compiled_once_and_left_out_where_it_cannot_be(tmp_path: Path) -> 
     assert not available({"CC": str(broken)}, tmp_path / "other")
     (tmp_path / "file").write_text("")
     assert not available({}, tmp_path / "file")
+    made.chmod(0o777)  # anybody may have written it
+    assert not available({}, cache)
+    made.chmod(0o755)
+    assert available({}, cache)
     made.write_bytes(b"not a library")
     assert not available({}, cache)

@@ -153,7 +153,7 @@ def batch(rows: int, length: int):
 
 def work(lora: Lora | None, rows: int, length: int, dtype=torch.float32, **more) -> Work:
     given = {"packs": 1, "compute": dtype, "autocast": False, "device": "cpu", "checkpointing": False}
-    given |= {"compiled": False, "optimizer": "adamw", "tokens": rows * length, "rows": rows}
+    given |= {"kernels": "eager", "optimizer": "adamw", "tokens": rows * length, "rows": rows}
     given |= {"supervised": rows * (length - 1), "dropout": bool(lora and lora.dropout), "rank": lora.r if lora else 0}
     return Work(**{**given, "dora": bool(lora and lora.dora), **more})
 

@@ -40,7 +40,7 @@ class Check:
 def diagnose() -> list[Check]:
     """Every check, in the order they are printed; a check that itself fails is reported as broken."""
     checks: list[Check] = []
-    here = (_python, _packages, _device, _memory, _disk, _precision)
+    here = (_python, _packages, _device, _memory, _disk, _precision, _kernels)
     for probe in (*here, _quantization, _vllm, _mlx, _llama_cpp, _hub):
         try:
             found = probe()
@@ -130,6 +130,19 @@ def _disk() -> list[Check]:
         "a 7B model takes about 15 GiB, its GGUF 8 more; free some space or set DANLU_RUNS and HF_HOME" if low else ""
     )
     return [Check("disk", "gap" if low else "ok", f"{free / GIB:.0f} GiB free here", hint)]
+
+
+def _kernels() -> list[Check]:
+    import torch
+
+    from danlu.native import library
+
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return []
+    if library() is not None:
+        return [Check("kernels", "ok", "C, compiled for this CPU")]
+    hint = "decoding in fp32 is about twice as fast with a C compiler: apt install gcc"
+    return [Check("kernels", "gap", "torch", "" if os.environ.get("DANLU_NATIVE") == "0" else hint)]
 
 
 def _precision() -> list[Check]:

@@ -23,7 +23,7 @@ import torch
 from danlu.errors import DanluError
 from danlu.models import plan_memory, plan_speed
 from danlu.models.batch import micro_batches
-from danlu.models.kernels import how
+from danlu.models.kernels import How, how
 from danlu.models.load import native_bf16
 from danlu.models.plan_memory import Rollout, Work
 from danlu.models.plan_model import Layout, config_from, config_of, layout
@@ -238,7 +238,7 @@ def work_of(case: Case, micro: int, checkpointing: bool) -> Work:
         autocast=autocast,
         device=case.place.kind,
         checkpointing=checkpointing,
-        compiled=_compiled(case),
+        kernels=_kernels(case),
         optimizer=settings.optimizer.name,
         dropout=bool(lora and lora.dropout),
         rank=lora.r if lora else 0,
@@ -268,11 +268,10 @@ def _pack(case: Case, micro: int, packed: bool) -> tuple[int, int, int, float]:
     return int(most[0]), most[1], forwards, case.rows.supervised
 
 
-def _compiled(case: Case) -> bool:
-    """Whether elementwise functions leave no intermediate results: as the loop decides; a compiler is assumed on a GPU
-    that is not here."""
+def _kernels(case: Case) -> How:
+    """As the loop decides; a compiler is assumed on a GPU that is not here."""
     kind = case.place.kind
-    return how(case.settings.compile, kind, case.config.hidden_size, steps_of(case), here=kind != "cuda") != "eager"
+    return how(case.settings.compile, kind, case.config.hidden_size, steps_of(case), here=kind != "cuda")
 
 
 def memory_of(case: Case, micro: int, checkpointing: bool) -> dict[str, int]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from danlu.models.head import CHUNK, ROWS
+from danlu.models.kernels import How
 from danlu.models.plan_model import Layout
 
 QKV, GATES = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
@@ -50,7 +51,7 @@ class Work:
     autocast: bool
     device: str
     checkpointing: bool
-    compiled: bool
+    kernels: How
     optimizer: str
     dropout: bool = False
     rank: int = 0
@@ -167,7 +168,7 @@ def process_bytes(work: Work, layout: Layout) -> int:
         return CUDA_CONTEXT
     if work.device == "mps":
         return 0
-    return CPU_PROCESS + TOKEN * layout.config.vocab_size + (CPU_COMPILER if work.compiled else 0)
+    return CPU_PROCESS + TOKEN * layout.config.vocab_size + (CPU_COMPILER if work.kernels == "compiled" else 0)
 
 
 def wasted_bytes(work: Work, passing: float) -> int:
@@ -231,7 +232,7 @@ def activation_bytes(layout: Layout, work: Work) -> tuple[float, float]:
 def _backward(layout: Layout, work: Work) -> float:
     """Temporaries of one layer's backward pass: SwiGLU's, gradients of the stream, an unpacked or trained matrix."""
     own, size, full = sizes(layout.config), work.compute.itemsize, trains_base(layout)
-    wide = (3 if work.compiled else 6 if full else 4) * own.inner * size
+    wide = (3 if work.kernels != "eager" else 6 if full else 4) * own.inner * size
     narrow = own.hidden * (residual(layout, work) + size)
     held = work.supervised * own.hidden * size  # of the head, until its backward is done
     matrix = layout.unpacked * size * (2 if work.device == "cpu" else 1)

@@ -31,7 +31,7 @@ MULTIPLE = 16  # what the C wants rows of numbers to be divisible by
 def library() -> Any:
     """The compiled sources as a ctypes.CDLL, or None where they cannot be had."""
     names = (os.environ.get("CC"), "cc", "gcc", "clang")
-    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
+    compiler = next((path for name in names if name and (path := shutil.which(name))), None)
     if os.environ.get("DANLU_NATIVE") == "0" or sys.platform == "win32" or compiler is None:
         return None
     try:
@@ -50,6 +50,9 @@ def _compiled(compiler: str) -> Path:
     known = [*texts, *FLAGS, compiler, platform.platform(), _cpu()]
     path = cache_folder() / f"native-{hashlib.sha256(chr(0).join(known).encode()).hexdigest()[:24]}.so"
     if path.is_file():
+        held = path.stat()
+        if held.st_uid != os.getuid() or held.st_mode & 0o022:  # $DANLU_CACHE may be shared: it could be anybody's code
+            raise OSError(f"{path} could have been written by another user")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # another process may be making the same
@@ -57,6 +60,7 @@ def _compiled(compiler: str) -> Path:
         sources = [str(HERE / name) for name in SOURCES]
         command = [compiler, *FLAGS, "-o", str(made), *sources, "-lm"]
         subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+        made.chmod(0o755)
         made.replace(path)
     return path
 

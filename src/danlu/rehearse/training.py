@@ -85,7 +85,7 @@ def _shared(settings: Any, evaluates: bool, name: str, book: Book) -> dict[str, 
         book.skip(f"{name}.track: nothing is sent to {', '.join(settings.track)}")
     patience = 99 if settings.patience else 0
     found = {"save_every": 1, "eval_every": int(evaluates or bool(patience)), "patience": patience, "track": []}
-    return {**found, "steps": STEPS, "compile": False}
+    return {**found, "steps": STEPS, "compile": False if settings.compile is True else settings.compile}
 
 
 # ---- a stage

@@ -154,8 +154,10 @@ TEXTS = {
     "recompute activations in the backward pass; auto: when the plan does not fit without": (
         "反向传播时重算激活值；auto：不这样就放不下时才用"
     ),
-    "compile the elementwise kernels; auto: where a compiler is found and the run is long": (
-        "编译逐元素的算子；auto：有编译器且运行够长时才用"
+    "one pass over memory for elementwise functions; true: by torch.compile (half a minute at first); "
+    "auto: in C on a CPU, compiled on a GPU where the run is long; false: neither": (
+        "逐元素的算子只扫一遍内存；true：由 torch.compile 编译（开头要半分钟）；"
+        "auto：CPU 上用 C，GPU 上运行够长时编译；false：都不用"
     ),
     "stop after so many evaluations without a new best; 0: never": "连续这么多次评测没有新的最好结果就停；0 表示不停",
     "rows of a step: batch_size x accumulation, over all processes": "每步行数为 batch_size × accumulation，各进程合计",
