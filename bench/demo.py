@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.common import arguments, machine, tell
+from bench.common import append, arguments, machine, tell
 from danlu.cli import TUNABLES
 
 QUICK = ("sft.steps=4", "grpo.steps=2", "grpo.prompts=2", "eval.benchmarks.0.limit=24", "grpo.valid.0.limit=8")
@@ -160,6 +160,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--trl", action="store_true", help="GRPO by TRL's GRPOTrainer as well, from the same adapter")
+    parser.add_argument("--write", action="store_true", help="append the figures to bench/results/demo.json")
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--given", type=json.loads)
     options = parser.parse_args()
@@ -169,7 +170,10 @@ def main() -> None:
         return
     seeds = options.seeds[:1] if options.quick else options.seeds
     cases = [one for seed in seeds for one in cases_of(seed, options.quick, options.trl)]
-    tell({"name": "demo", "cases": cases, "runs": len(seeds), "machine": machine()}, options.json)
+    result = {"name": "demo", "cases": cases, "runs": len(seeds), "machine": machine()}
+    if options.write and not options.quick:
+        append(result)
+    tell(result, options.json)
 
 
 if __name__ == "__main__":

@@ -296,7 +296,8 @@ def case(given: dict[str, Any], theirs: dict[str, Any], device: str, rounds: int
     top = {name: max(rates) for name, rates in products.items()}
     own, others = middle(found["ours"]), {name: middle(found[name]) for name in theirs}
     best = max(others, key=lambda name: others[name]["tokens_per_second"])
-    other = others[AGAINST[device]]
+    against = AGAINST[device] if AGAINST[device] in others else best
+    other = others[against]
     ratio, to_best = (own["tokens_per_second"] / one["tokens_per_second"] for one in (other, others[best]))
     memory = own["peak_bytes"] / other["peak_bytes"]
     shares = {name: round(own["flops_per_second"] / value, 3) for name, value in top.items()}
@@ -308,7 +309,7 @@ def case(given: dict[str, Any], theirs: dict[str, Any], device: str, rounds: int
         "name": "speed and memory",
         "ours": own,
         "theirs": others,
-        "against": AGAINST[device],
+        "against": against,
         "ratio": round(ratio, 2),
         "memory_ratio": round(memory, 3),
         "best": best,
@@ -346,6 +347,7 @@ def main() -> None:
     parser.add_argument("--given", type=json.loads)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each side in a round")
     parser.add_argument("--rounds", type=int, default=2, help="how often the sides take turns")
+    parser.add_argument("--theirs", nargs="+", choices=[*THEIRS, *THEIRS_CUDA], help="sides of TRL (default: all)")
     own = parser.parse_args()
     if own.side:
         print(json.dumps(SIDES[own.side](own.given)))
@@ -374,6 +376,7 @@ def main() -> None:
         if own.only != "curves":
             rounds = 1 if own.quick else own.rounds
             chosen = {name: how for name, how in theirs.items() if name == AGAINST[own.device] or not own.quick}
+            chosen = {name: how for name, how in chosen.items() if own.theirs is None or name in own.theirs}
             cases.append(case({**tiny, "length": 128, "warm": 1} if own.quick else given, chosen, own.device, rounds))
         if own.only != "speed":
             cases.append(curves({**tiny, "steps": 3 if own.quick else 30, "model": {"dtype": "fp32"}, "sft": exact}))
