@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import danlu.native as built
-from danlu.generate import Sampling, native
+from danlu.generate import Sampling, native, weights
 from danlu.generate.decode import decode
 from danlu.generate.forward import cache_of, prefill, shared_of, step
 from danlu.generate.weights import Matrix, Origin, snapshot
@@ -126,7 +126,28 @@ def test_what_it_does_not_serve(tmp_path: Path) -> None:
     ours, theirs = weights_of(tmp_path, "qwen2")
     assert not native.serves(theirs)
     assert not native.serves(replace(ours, head_dim=12))
-    assert not native.serves(snapshot(build(tmp_path / "half", "qwen2")[0].bfloat16()))
+    half = build(tmp_path / "half", "qwen2")[0].bfloat16()
+    assert not native.serves(snapshot(half, torch.bfloat16))
+    assert not native.serves(snapshot(half, copies=False))
+
+
+@pytest.mark.parametrize("large", [1, 1 << 20])
+@pytest.mark.parametrize("units", [True, False])
+def test_what_a_bf16_model_decodes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units: bool, large: int) -> None:
+    """In fp32, over the bf16 weights as they are, unless there are bf16 units and large matrices for them."""
+    monkeypatch.setattr(weights, "native_bf16", lambda: units)
+    monkeypatch.setattr(weights, "LARGE", large)
+    model = build(tmp_path, "qwen3")[0].bfloat16().requires_grad_(False)
+    taken = snapshot(model)
+    wide = not units or large > 1
+    assert taken.dtype == (torch.float32 if wide else torch.bfloat16)
+    if wide:
+        assert native.serves(taken)
+        assert {matrix.parts[0].dtype for matrix in taken.matrices()} == {torch.bfloat16}
+    again = snapshot(model, previous=taken)
+    assert all(a is b for a, b in zip(taken.matrices(), again.matrices(), strict=True))
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert snapshot(model).dtype == torch.bfloat16
 
 
 # ---- machines without

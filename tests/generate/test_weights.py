@@ -190,6 +190,7 @@ def test_copies_only_where_they_fit(base: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(weights, "free_bytes", lambda _, free=free: free)
         assert snapshot(model).copied == copied
     monkeypatch.undo()
+    without_c(monkeypatch)
     assert snapshot(model.to(torch.bfloat16)).copied == weights.packs_bf16()
 
 

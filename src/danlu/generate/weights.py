@@ -173,7 +173,8 @@ def snapshot(
 ) -> Weights:
     """Weights of a transformers (or peft) causal model as they are now.
 
-    previous: an earlier snapshot of the same model, whose unchanged matrices are kept. adapters: "merged" needs
+    dtype: what decoding computes in (default: the model's, or see `_wide`). previous: an earlier snapshot of the same
+    model, whose unchanged matrices are kept. adapters: "merged" needs
     copies. copies: rearrange matrices for speed; None: on a CPU, where they fit. What is not copied is the model's
     own: it changes with it. ValueError if `supports` says no.
     """
@@ -183,9 +184,11 @@ def snapshot(
         raise ValueError(f"no fast decoder for {config.model_type}")
     decoder = plain.model
     embedding = inner(decoder.embed_tokens)
-    dtype = dtype or getattr(decoder.embed_tokens, "original_module", embedding).weight.dtype  # a copy may be fp32
+    own = getattr(decoder.embed_tokens, "original_module", embedding).weight.dtype  # a copy may be fp32
+    wide = dtype or (previous.dtype if previous else _wide(plain, own))
     if copies is None:
-        copies = previous.copied if previous else adapters == "merged" or _copies_fit(plain, dtype)
+        copies = previous.copied if previous else adapters == "merged" or _copies_fit(plain, wide)
+    dtype = wide if copies else dtype or own
     if adapters == "merged" and not copies:
         raise ValueError("adapters are merged into copies only")
     kept = {id(m.origin.sources[0]): m for m in previous.matrices()} if previous else {}
@@ -263,6 +266,19 @@ def _shape(weight: Any) -> tuple[int, int]:
     """(out, in) of a matrix, also of a 4-bit one."""
     state = getattr(weight, "quant_state", None)
     return tuple(state.shape if state is not None else weight.shape)  # type: ignore[return-value]
+
+
+def _wide(plain: Any, dtype: torch.dtype) -> torch.dtype:
+    """What a model of `dtype` decodes in: fp32 in place of bf16 on a CPU, where native steps read bf16 weights as they
+    are and the CPU has no bf16 units, or has little use for them as the matrices are small."""
+    linear = [
+        base_of(inner(module)).weight for layer in plain.model.layers for group in _groups(layer) for module in group
+    ]
+    place = inner(plain.model.embed_tokens).weight.device
+    if dtype != torch.bfloat16 or not native.available(place, torch.float32):
+        return dtype
+    small = all(out * width < LARGE for out, width in map(_shape, linear))
+    return torch.float32 if small or not native_bf16() else dtype
 
 
 def _copies_fit(plain: Any, dtype: torch.dtype) -> bool:
