@@ -7,9 +7,9 @@
 
 A case is a model, a number of prompts decoded together, and x8 where each has a group of 8 completions. Prompts are of
 100 random ids, completions of 128 (64 of S), greedy, without an end; both sides write ids only. T is Qwen3's shape, 256
-wide, 8 layers, 4,096 tokens; S is Qwen2.5-0.5B's. Weights are random and the same on both sides: bf16 on a GPU and on
-a CPU with bf16 units, fp32 on another CPU, or as `--dtype` says. The sides take turns in one process; the median of
-the rounds counts, after one that does not.
+wide, 8 layers, 4,096 tokens; S is Qwen2.5-0.5B's. Weights are random, such as a bf16 checkpoint holds them, and the
+same on both sides: in bf16 on a GPU and on a CPU with bf16 units, in fp32 on another CPU, or as `--dtype` says. The
+sides take turns in one process; the median of the rounds counts, after one that does not.
 `same` is the share of completions that are equal token for token: random weights have near ties.
 Ours rearranges its matrices for the CPU once a model; `ready_seconds` says how long that takes.
 """
@@ -39,7 +39,11 @@ def built(model: str, device: str, dtype: str) -> Any:
     torch.manual_seed(0)
     config = AutoConfig.for_model(**MODELS[model])
     weights = torch.bfloat16 if dtype == "bf16" else torch.float32
-    return AutoModelForCausalLM.from_config(config, dtype=weights).to(device).eval()
+    made = AutoModelForCausalLM.from_config(config, dtype=weights)
+    with torch.no_grad():
+        for value in made.parameters():
+            value.copy_(value.bfloat16())
+    return made.to(device).eval()
 
 
 def their_side(model: Any, ids: list[list[int]], samples: int, new: int) -> list[list[int]]:

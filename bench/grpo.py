@@ -7,9 +7,9 @@
 
 A case is a model, prompts x completions a step, and lengths: 100 tokens of prompt and 128 of completion, or ragged ones
 of 24 to 128, the same on both sides, where the end is forced and forbidden by the logits. T is Qwen3's shape, 256 wide,
-8 layers, 4,096 tokens; S is Qwen2.5-0.5B's. Weights are random, LoRA r=16 is on all linear layers, sampling is at
-temperature 1 with no filters, the reward is a sum over ids. Each side runs in a process of its own; a step is from the
-end of one to the end of the next, and the first ones do not count.
+8 layers, 4,096 tokens; S is Qwen2.5-0.5B's. Weights are random, such as a bf16 checkpoint holds them; LoRA r=16 is on
+all linear layers, sampling is at temperature 1 with no filters, the reward is a sum over ids. Each side runs in a
+process of its own; a step is from the end of one to the end of the next, and the first ones do not count.
 
 Both sides run in the same number format, the faster one of the device: bf16 weights and autocast on a GPU and on a CPU
 with bf16 units, fp32 on another CPU (TRL's default, bf16 autocast, is 3 times slower there). `--dtype` sets it.
@@ -117,6 +117,14 @@ def ours(given: dict[str, Any]) -> dict[str, Any]:
         force(logits, [len(row.tokens) for row in new], [lengths[row.prompt * GROUP + row.sample] for row in new])
         return take(self, first, logits)
 
+    made = grpo.loaded_for
+
+    def loaded_for(*args: Any) -> Any:
+        loaded, plan = made(*args)
+        as_a_checkpoint(loaded.model)
+        return loaded, plan
+
+    grpo.loaded_for = loaded_for  # type: ignore[assignment]
     grpo.collect, decode.Batch._take = counted, taken  # type: ignore[method-assign,assignment]
     ends: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as out:
@@ -130,6 +138,16 @@ def ours(given: dict[str, Any]) -> dict[str, Any]:
     parts = ("rollout_seconds", "reward_seconds", "update_seconds")
     told = {part: round(statistics.median(row[part] for row in rows[given["warm"] :]), 4) for part in parts}
     return timed(given, ends, tokens) | told
+
+
+def as_a_checkpoint(model: Any) -> None:
+    """Round the base's weights to what a bf16 checkpoint holds."""
+    import torch
+
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_" not in name:
+                value.copy_(value.bfloat16())
 
 
 def _compile(given: dict[str, Any]) -> bool | str:
@@ -153,6 +171,7 @@ def trl(given: dict[str, Any]) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_config(
         AutoConfig.from_pretrained(folder / "config.json"), dtype=torch.bfloat16 if half else torch.float32
     )
+    as_a_checkpoint(model)
     rows = [json.loads(line)["question"] for line in (folder / "rows.jsonl").read_text("utf-8").splitlines()]
     tokens: list[int] = []
     ends: list[tuple[float, float]] = []
