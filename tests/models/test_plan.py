@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from danlu.errors import DanluError
+from danlu.models import plan as planned
 from danlu.models import plan_memory, plan_place, plan_speed
 from danlu.models.adapter import with_adapter
 from danlu.models.batch import packed
@@ -354,6 +356,23 @@ def test_shardings_divide_what_they_say():
     assert "hsdp" not in plan(made, gpu="H100", gpus=8, rows=1000)["sharding"]
     with pytest.raises(DanluError, match="fsdp2"):
         plan(made, gpu="H100", gpus=2, sharding="none")
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_decoding_copies_a_bf16_checkpoint_as_it_is_where_it_is_c(compiler, monkeypatch, tmp_path):
+    monkeypatch.setattr(planned.native, "library", lambda: object() if compiler else None)
+
+    def copied(kept: str, **more) -> float:
+        """Bytes a parameter."""
+        values = dict(facts().items())["Qwen/Qwen3-0.6B"]
+        (tmp_path / "config.json").write_text(json.dumps({**values, "dtype": kept}))
+        given = {"id": str(tmp_path), "dtype": "fp32", **more}
+        made = Case(recipe(model=given), "grpo", here("cpu", None, False), Rows(), *config_of(Model(**given)))
+        return memory_of(made, 1, False)["snapshot"] / PUBLISHED["Qwen/Qwen3-0.6B"]
+
+    assert copied("bfloat16") == pytest.approx(2 if compiler else 4, rel=0.01)
+    assert copied("float32") == pytest.approx(4, rel=0.01)
+    assert copied("bfloat16", quantization="nf4") == pytest.approx(4, rel=0.01)
 
 
 def test_a_cpu_is_measured_in_the_dtype_of_the_run(monkeypatch):

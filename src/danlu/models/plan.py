@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from danlu import native
 from danlu.errors import DanluError
 from danlu.models import plan_memory, plan_speed
 from danlu.models.batch import micro_batches
@@ -296,15 +297,20 @@ def _rollout(case: Case) -> Rollout | None:
         prompt = own.max_prompt
         if case.rows.lengths is not None and len(case.rows.lengths):
             prompt = int(case.rows.lengths.max())
-        return plan_memory.rollout(
-            layout_of(case), dtypes(case)[0], kind, rows, prompt, own.max_completion, case.place.native
-        )
+        shape = (rows, prompt, own.max_completion)
+        return plan_memory.rollout(layout_of(case), dtypes(case)[0], kind, *shape, case.place.native, _exact(case))
     if not recipe.sft.watch:
         return None
     prompt = min(SHORTEST, recipe.data.max_length)
-    return plan_memory.rollout(
-        layout_of(case), dtypes(case)[0], kind, recipe.eval.batch, prompt, recipe.eval.max_tokens, case.place.native
-    )
+    shape = (recipe.eval.batch, prompt, recipe.eval.max_tokens)
+    return plan_memory.rollout(layout_of(case), dtypes(case)[0], kind, *shape, case.place.native, _exact(case))
+
+
+def _exact(case: Case) -> bool:
+    """Whether decoding in C finds bf16 numbers in the base's matrices: a checkpoint's, not random or unpacked ones."""
+    spec, held = case.recipe.model, getattr(case.config, "dtype", None) or getattr(case.config, "torch_dtype", None)
+    checkpoint = spec.config is None and spec.quantization == "none" and str(held).endswith("bfloat16")
+    return checkpoint and native.library() is not None
 
 
 # ---- steps, tokens, work

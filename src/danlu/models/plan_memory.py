@@ -23,6 +23,7 @@ from danlu.models.plan_model import Layout
 
 QKV, GATES = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 LINEAR = (*QKV, "o_proj", *GATES, "down_proj")
+MERGED = 1 << 20  # numbers of a matrix below which decoding merges adapters into it
 SMALL = 4096  # elements; bitsandbytes keeps the states of smaller tensors in 32 bits
 STATE_BLOCK = 256  # elements of an 8-bit state that share a scale
 WIDENED = 20  # bytes a number that an 8-bit step on a CPU takes beside state, weight and gradient
@@ -265,16 +266,26 @@ def head_bytes(layout: Layout, work: Work) -> int:
 
 
 def rollout(
-    layout: Layout, dtype: torch.dtype, device: str, rows: int, prompt: int, generated: int, native: bool = False
+    layout: Layout,
+    dtype: torch.dtype,
+    device: str,
+    rows: int,
+    prompt: int,
+    generated: int,
+    native: bool = False,
+    exact: bool = False,
 ) -> Rollout:
     """Bytes of decoding `rows` completions of `generated` tokens after prompts of `prompt` tokens.
 
     On a CPU fp32 and 4-bit matrices, and with `native` bf16 ones, are copied once in the order that multiplies fastest
-    there.
+    there; `exact`: fp32 matrices of a bf16 checkpoint are copied as bf16, but for small ones, into which adapters are
+    merged.
     """
     own, size = sizes(layout.config), dtype.itemsize
     cache = 2 * own.layers * own.keys * rows * (prompt + generated) * size
     picking = 3 * 4 * own.vocabulary * rows  # fp32 logits, their softmax, its running sum
     packed = dtype == torch.float32 or layout.unpacked > 0 or (dtype == torch.bfloat16 and native)
     copied = device == "cpu" and layout.fast and packed
+    if exact and dtype == torch.float32 and 2 * own.inner * own.hidden >= MERGED:
+        size = torch.bfloat16.itemsize
     return Rollout(cache, picking, (layout.matrices + own.vocabulary * own.hidden) * size if copied else 0)
