@@ -103,7 +103,7 @@ def _compared(name: str, seed: int, evals: dict[str, Path], took: dict[str, floa
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--write", action="store_true", help="write the figures that the demo's report shows")
     options = parser.parse_args()
     found = [
