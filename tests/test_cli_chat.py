@@ -81,7 +81,7 @@ def test_a_conversation_in_a_terminal(tmp_path: Path) -> None:
     told = here.until("tokens/s")
     assert f"\x1b[2m{reasoning}\x1b[0m\r\n\r\n{reply}\r\n" in told  # dimmed, then the answer
     assert re.search(r"\d+ tokens, [\d,.]+ tokens/s", told)
-    assert re.search(r", first after \d\.\d\d s, \d+ MB", here.until("> "))
+    assert re.search(r", first after \d+\.\d\d s, \d+ MB", here.until("> "))
     here.type("/thing")
     assert "there is no command /thing" in here.until("hint:")
     assert "did you mean /think?" in here.until("> ")
