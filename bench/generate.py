@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.common import append, arguments, device_arguments, dtype_argument, dtype_of, hide_gpus, place, tell
-from bench.grpo import MODELS
+from bench.grpo import MODELS, as_a_checkpoint
 
 PROMPT, ROUNDS = 100, 3
 NEW = {"T": 128, "S": 64}
@@ -40,9 +40,7 @@ def built(model: str, device: str, dtype: str) -> Any:
     config = AutoConfig.for_model(**MODELS[model])
     weights = torch.bfloat16 if dtype == "bf16" else torch.float32
     made = AutoModelForCausalLM.from_config(config, dtype=weights)
-    with torch.no_grad():
-        for value in made.parameters():
-            value.copy_(value.bfloat16())
+    as_a_checkpoint(made)
     return made.to(device).eval()
 
 

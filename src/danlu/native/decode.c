@@ -191,17 +191,9 @@ void danlu_product(const struct matrix *m, const float *x, float *y, float *scra
 
 /* ---- what lies between products */
 
-/* root-mean-square norm of one row; `to` may be `x` */
-INLINE void norm(const float *x, const float *weight, float *to, int64_t size, float eps) {
-    vec squares = {0};
-    for (int64_t i = 0; i < size; i += LANES) squares += load(x + i) * load(x + i);
-    float scale = 1 / sqrtf(added(squares) / size + eps);
-    for (int64_t i = 0; i < size; i += LANES) store(to + i, load(x + i) * scale * load(weight + i));
-}
-
 static void norms(const float *x, const float *weight, float *to, int64_t rows, int64_t size, float eps) {
 #pragma omp for schedule(static)
-    for (int64_t r = 0; r < rows; r++) norm(x + r * size, weight, to + r * size, size, eps);
+    for (int64_t r = 0; r < rows; r++) norm_row(0, x, weight, to, r * size, size, eps);
 }
 
 /* both [rows, 2 * inner] = gate, up: silu(gate) * up into the first half */
@@ -210,8 +202,7 @@ static void swiglu(float *both, int64_t rows, int64_t inner) {
     for (int64_t place = 0; place < rows * inner / LANES; place++) {
         int64_t r = place * LANES / inner, i = place * LANES % inner;
         float *gate = both + r * 2 * inner + i;
-        vec g = load(gate);
-        store(gate, g / (1.0f + exponential(-g)) * load(gate + inner));
+        store(gate, silu(load(gate)) * load(gate + inner));
     }
 }
 
@@ -288,8 +279,7 @@ INLINE float shares_of(float *scores, int64_t count) {
         vec one = load(scores + t);
         most = chosen(one > most, one, most);
     }
-    float largest = most[0];
-    for (int i = 1; i < LANES; i++) largest = most[i] > largest ? most[i] : largest;
+    float largest = largest_of(most);
     for (int64_t t = 0; t < whole; t += LANES) {
         vec one = exponential(load(scores + t) - largest);
         store(scores + t, one);
@@ -318,7 +308,7 @@ INLINE void attend(const struct model *m, const struct step *s, const struct lay
     for (int64_t g = 0; g <= each; g++) { /* the last one is the key */
         float *x = g < each ? q + g * size : k;
         int64_t which = g < each ? head * each + g : m->heads + head;
-        if (layer->norm_qk) norm(x, layer->norm_qk + which * size, x, size, m->eps);
+        if (layer->norm_qk) norm_row(0, x, layer->norm_qk + which * size, x, 0, size, m->eps);
         turn(x, cos, sin, size);
         if (g < each)
             for (int64_t d = 0; d < size; d += LANES) store(x + d, load(x + d) * scale);

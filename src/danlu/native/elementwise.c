@@ -16,20 +16,11 @@
         } \
     } while (0)
 
-INLINE void norm_row(const int h, const void *x, const void *weight, void *y, float *scale, int64_t at, int64_t size,
-                     float eps) {
-    vec squares = {0};
-    for (int64_t i = 0; i < size; i += LANES) squares += get(h, x, at + i) * get(h, x, at + i);
-    float s = 1 / sqrtf(added(squares) / size + eps);
-    for (int64_t i = 0; i < size; i += LANES) put(h, y, at + i, get(h, x, at + i) * s * get(h, weight, i));
-    *scale = s;
-}
-
 /* y = x / rms(x) * weight of [rows, size]; scale [rows] = 1 / rms(x) */
 void danlu_norm(const void *x, const void *weight, void *y, float *scale, int64_t rows, int64_t size, float eps,
                 int64_t half, int64_t threads) {
 #pragma omp parallel for num_threads(threads)
-    for (int64_t r = 0; r < rows; r++) BOTH(half, norm_row(h, x, weight, y, scale + r, r * size, size, eps));
+    for (int64_t r = 0; r < rows; r++) BOTH(half, scale[r] = norm_row(h, x, weight, y, r * size, size, eps));
 }
 
 INLINE void norm_back_row(const int h, const void *grad, const void *x, const void *weight, float s, void *to,
@@ -50,8 +41,7 @@ void danlu_norm_back(const void *grad, const void *x, const void *weight, const 
 }
 
 INLINE void swiglu_at(const int h, const void *gate, const void *up, void *y, int64_t at) {
-    vec g = get(h, gate, at);
-    put(h, y, at, g / (1.0f + exponential(-g)) * get(h, up, at));
+    put(h, y, at, silu(get(h, gate, at)) * get(h, up, at));
 }
 
 /* y = silu(gate) * up of `size` numbers */
@@ -82,7 +72,7 @@ INLINE void rotate_head(const int h, const void *x, const void *cos, const void 
     }
 }
 
-/* x [tokens, heads, 2 * side], whose tokens are `stride` numbers apart, turned by cos, sin [tokens, side] */
+/* x [tokens, heads, 2 * side], turned by cos, sin [tokens, side] */
 void danlu_rotate(const void *x, const void *cos, const void *sin, void *y, int64_t tokens, int64_t heads, int64_t side,
                   int64_t half, int64_t threads) {
 #pragma omp parallel for num_threads(threads)
@@ -120,8 +110,7 @@ INLINE void scores_row(const int h, void *logits, int64_t at, int64_t size, int6
         vec one = some(h, logits, at, i, size);
         most = chosen(one > most, one, most);
     }
-    float largest = most[0];
-    for (int i = 1; i < LANES; i++) largest = most[i] > largest ? most[i] : largest;
+    float largest = largest_of(most);
     double sum = 0, moment = 0;
     for (int64_t block = 0; block < size; block += BLOCK * LANES) {
         vec sums = {0}, moments = {0};

@@ -8,10 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifndef LANES /* -DLANES=16 tries the wide code on any CPU */
 #if defined(__AVX512F__)
 #define LANES 16
 #else
 #define LANES 8
+#endif
 #endif
 #define INLINE static inline __attribute__((always_inline, unused))
 #define UNROLLED _Pragma("GCC unroll 16")
@@ -48,6 +50,12 @@ INLINE float added(vec value) {
     return sum;
 }
 
+INLINE float largest_of(vec value) {
+    float largest = value[0];
+    for (int i = 1; i < LANES; i++) largest = value[i] > largest ? value[i] : largest;
+    return largest;
+}
+
 /* e^x to about 1e-7, NaN for NaN: 2^n e^r with |r| <= ln 2 / 2, and the Taylor polynomial of e^r */
 INLINE vec exponential(vec x) {
     const float magic = 12582912.0f; /* 1.5 x 2^23: adding it rounds to a whole number */
@@ -66,6 +74,17 @@ INLINE vec exponential(vec x) {
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     return chosen(given == given, (vec)((ints)p + power), given);
+}
+
+INLINE vec silu(vec x) { return x / (1.0f + exponential(-x)); }
+
+/* root-mean-square norm of the row at `at`, which may be overwritten; gives 1 / rms */
+INLINE float norm_row(const int half, const void *x, const void *weight, void *to, int64_t at, int64_t size, float eps) {
+    vec squares = {0};
+    for (int64_t i = 0; i < size; i += LANES) squares += get(half, x, at + i) * get(half, x, at + i);
+    float scale = 1 / sqrtf(added(squares) / size + eps);
+    for (int64_t i = 0; i < size; i += LANES) put(half, to, at + i, get(half, x, at + i) * scale * get(half, weight, i));
+    return scale;
 }
 
 #endif
